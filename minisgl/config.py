@@ -1,0 +1,181 @@
+"""Every toggle and size of an engine, in one frozen object; "auto" is resolved here and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal, NamedTuple
+
+from minisgl.core import as_int
+
+Auto = Literal["auto"]
+AUTO: Final = "auto"
+
+_KV_MEMORY_SHARE = 4  # a quarter of what is free holds KV pages at most
+_AUTO_SEQUENCES = 16  # ... and no more than this many sequences of full length
+_SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
+
+
+def _option(default: Any, doc: str, choices: tuple[Any, ...] = ()) -> Any:
+    return field(default=default, metadata={"doc": doc, "choices": choices})
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine does and how large it is. Each field is one toggle that can be ablated.
+
+    Raises TypeError or ValueError, naming the field, for a value that can never be right.
+    ``describe`` gives each field's sentence.
+    """
+
+    overlap: bool = _option(True, "plan and book on the host while the device computes a batch")
+    prefix_cache: str = _option(
+        "radix", "where finished prefixes are found again", ("radix", "naive")
+    )
+    chunked_prefill: bool = _option(True, "split a prompt that does not fit in what a step has left")
+    policy: str | Callable[..., Any] = _option(
+        "prefill_first",
+        "who runs next: a name, or a function from a ledger to a plan",
+        ("prefill_first", "mixed", "decode_first", "longest_prefix"),
+    )
+    admission: str = _option(
+        "reserve",
+        "reserve: admit what fits to its end, never preempt; "
+        "optimistic: admit by expected length, preempt when the pages run out",
+        ("reserve", "optimistic"),
+    )
+    page_size: int = _option(16, "positions in a KV page")
+    num_pages: int | Auto = _option(AUTO, "KV pages in the pool")
+    max_running: int | Auto = _option(AUTO, "requests that hold a slot at a time")
+    max_step_tokens: int | Auto = _option(AUTO, "positions that one step computes at most")
+    max_seq_len: int | Auto = _option(AUTO, "positions of one sequence, within model and pool")
+    attention: str = _option(
+        AUTO, "attention backend; torch is the slow oracle", (AUTO, "torch", "grouped")
+    )
+    device: str = _option(AUTO, "where the model computes", (AUTO, "cpu", "cuda"))
+    dtype: str = _option(
+        AUTO, "what is computed and stored", (AUTO, "float32", "float16", "bfloat16")
+    )
+    runner: str = _option(
+        "torch", "torch computes the model; hash is the scheduler's oracle", ("torch", "hash")
+    )
+    tp: int = _option(1, "processes that share each layer (tensor parallelism)")
+    threads: int | Auto = _option(AUTO, "CPU threads that compute a batch")
+    record: bool = _option(True, "keep every input, so that the run can be replayed")
+    check: bool = _option(False, "check every page and slot after every step (slow)")
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, choices = getattr(self, option.name), option.metadata["choices"]
+            if isinstance(option.default, bool):
+                if not isinstance(value, bool):
+                    raise TypeError(f"{option.name} must be True or False, got {value!r}")
+            elif choices:
+                if callable(value) and option.name == "policy":
+                    continue
+                if not isinstance(value, str):
+                    raise TypeError(f"{option.name} must be one of {choices}, got {value!r}")
+                if value not in choices:
+                    raise ValueError(f"{option.name} must be one of {choices}, got {value!r}")
+            elif value != AUTO:
+                object.__setattr__(self, option.name, as_int(option.name, value, 1))
+
+    def but(self, **changes: Any) -> EngineConfig:
+        """The same configuration with some fields changed."""
+        unknown = sorted(set(changes) - {option.name for option in fields(self)})
+        if unknown:
+            known = ", ".join(option.name for option in fields(self))
+            raise TypeError(f"no such option: {', '.join(unknown)}; there are {known}")
+        return replace(self, **changes)
+
+    def __repr__(self) -> str:
+        """Only what differs from the default."""
+        changed = [
+            f"{option.name}={getattr(self, option.name)!r}"
+            for option in fields(self)
+            if getattr(self, option.name) != option.default
+        ]
+        return f"EngineConfig({', '.join(changed)})"
+
+    @staticmethod
+    def describe() -> dict[str, str]:
+        """Each option's meaning, by name."""
+        return {option.name: option.metadata["doc"] for option in fields(EngineConfig)}
+
+
+class Hardware(NamedTuple):
+    """The machine, as far as a configuration depends on it."""
+
+    cores: int
+    memory: int  # bytes free for this process
+    gpus: tuple[str, ...] = ()
+    gpu_memory: int = 0  # bytes free on the first GPU
+
+
+class ModelFacts(NamedTuple):
+    """The model, as far as a configuration depends on it."""
+
+    context: int  # positions it was made for
+    num_parameters: int
+    kv_bytes_per_value: Mapping[str, int]  # dtype name -> bytes of K and V of one position
+    stored_dtype: str
+
+
+def resolve(
+    config: EngineConfig,
+    hardware: Hardware,
+    environment: Mapping[str, str],
+    model: ModelFacts,
+) -> EngineConfig:
+    """Turn every "auto" into a value that can be printed. Pure; nobody else reads the environment.
+
+    ``MINISGL_DISABLE_OVERLAP_SCHEDULING=1`` turns ``overlap`` off.
+    Raises ValueError for a value that this machine or model cannot have, naming the way out.
+    """
+    out = config
+    if environment.get("MINISGL_DISABLE_OVERLAP_SCHEDULING", "") not in ("", "0"):
+        out = out.but(overlap=False)
+    if out.device == AUTO:
+        out = out.but(device="cuda" if hardware.gpus and out.runner == "torch" else "cpu")
+    if out.device == "cuda" and not hardware.gpus:
+        raise ValueError("device='cuda' was asked, but torch sees no GPU here; use device='cpu'")
+    if out.tp > 1:
+        raise ValueError(f"tp={out.tp} was asked; this version runs one process, use tp=1")
+    on_gpu = out.device == "cuda"
+    if out.dtype == AUTO:
+        # fp32 is the fast one on a CPU without bf16 units: 60-87 GFLOP/s against 10
+        out = out.but(dtype="bfloat16" if on_gpu and model.stored_dtype != "float16" else
+                      "float16" if on_gpu else "float32")
+    if out.attention == AUTO:
+        out = out.but(attention="grouped")
+    if out.threads == AUTO:
+        small = model.num_parameters < _SMALL_MODEL
+        out = out.but(threads=1 if small else max(1, hardware.cores))
+    if out.max_running == AUTO:
+        out = out.but(max_running=256 if on_gpu else 64)
+    if out.num_pages == AUTO:
+        free = hardware.gpu_memory if on_gpu else hardware.memory
+        room = free // _KV_MEMORY_SHARE // model.kv_bytes_per_value[out.dtype]
+        wanted = _AUTO_SEQUENCES * model.context
+        pages = min(room, wanted) // out.page_size
+        if pages < 1:
+            raise ValueError(
+                f"a KV page of {out.page_size} positions needs "
+                f"{out.page_size * model.kv_bytes_per_value[out.dtype]} bytes; {free} are free and "
+                f"a quarter of them may be used; set num_pages yourself"
+            )
+        out = out.but(num_pages=pages)
+    assert not isinstance(out.num_pages, str)
+    pool = out.num_pages * out.page_size
+    longest = model.context if out.max_seq_len == AUTO else out.max_seq_len
+    assert not isinstance(longest, str)
+    if longest > model.context:
+        raise ValueError(
+            f"max_seq_len={longest} was asked; the model was made for {model.context} positions"
+        )
+    out = out.but(max_seq_len=min(longest, pool))
+    if out.max_step_tokens == AUTO:
+        step = 8192 if on_gpu else 512
+        assert not isinstance(out.max_seq_len, str)
+        out = out.but(max_step_tokens=step if out.chunked_prefill else max(step, out.max_seq_len))
+    return out

@@ -1,0 +1,106 @@
+"""The seam to a device: one method starts a batch, one waits for it. And the oracle behind it."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from minisgl.core import Batch, Outcome, Span
+
+
+class Launch(Protocol):
+    """A batch under way."""
+
+    def result(self) -> Outcome:
+        """Wait for the batch. Asked again, it answers the same.
+
+        Raises whatever stopped the device from computing it.
+        """
+        ...
+
+
+class Runner(Protocol):
+    """Weights, KV pages and per-slot tables. Batches take effect in the order they are launched."""
+
+    def launch(self, batch: Batch) -> Launch:
+        """Start computing a batch; return before it is done where the device allows."""
+        ...
+
+    def close(self) -> None:
+        """Finish what was launched and give the memory back. Called twice, it does nothing."""
+        ...
+
+
+def next_token(sequence: tuple[int, ...], vocab_size: int) -> int:
+    """The hash model: the token after ``sequence`` (FNV-1a over its ids, so equal everywhere)."""
+    state = 0xCBF29CE484222325
+    for token in sequence:
+        state = ((state ^ token) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
+    return (state >> 17) % vocab_size
+
+
+class HashRunner:
+    """A language model without torch: the next token is a hash of the sequence *as read through the
+    page table*, so one wrong, stale or reused page changes the text. The scheduler's oracle.
+
+    A launched batch is computed only when somebody waits for it: the worst case of overlap.
+    """
+
+    def __init__(self, num_pages: int, page_size: int, num_slots: int, vocab_size: int) -> None:
+        self.page_size, self.vocab_size = page_size, vocab_size
+        self._kv: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
+        self._table: list[list[int]] = [[] for _ in range(num_slots)]
+        self._last: list[int | None] = [None] * num_slots  # sampled for the slot, not fed yet
+        self._queue: deque[_Lazy] = deque()
+        self._clock = 0.0
+
+    def launch(self, batch: Batch) -> Launch:
+        """Queue a batch."""
+        self._queue.append(_Lazy(self, batch))
+        return self._queue[-1]
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def run_until(self, batch: Batch) -> None:
+        """Compute queued batches in launch order, up to and with this one."""
+        while self._queue:
+            lazy = self._queue.popleft()
+            lazy.outcome = self._run(lazy.batch)
+            if lazy.batch is batch:
+                return
+
+    def _run(self, batch: Batch) -> Outcome:
+        size, tokens = self.page_size, list[int | None]()
+        for row in batch.rows:
+            table = self._table[row.slot]
+            table[row.first_page :] = row.new_pages
+            last = self._last[row.slot]
+            inputs = row.token_ids if row.token_ids is not None else (last,)
+            assert len(inputs) == row.length, f"r{row.rid}: {row.length} positions, {inputs} given"
+            for position, token in enumerate(inputs, row.start):
+                self._kv[table[position // size]][position % size] = token
+        for row in batch.rows:  # every row has written before any row reads, as on a device
+            if not row.emits:
+                tokens.append(None)
+                continue
+            table = self._table[row.slot]
+            read = [self._kv[table[p // size]][p % size] for p in range(row.start + row.length)]
+            seen = tuple(0 if token is None else token + 1 for token in read)
+            self._last[row.slot] = next_token(seen, self.vocab_size)
+            tokens.append(self._last[row.slot])
+        start, self._clock = self._clock, self._clock + 1e-3 + 1e-6 * batch.num_tokens
+        span = Span("device", f"step {batch.step}", start, self._clock)
+        return Outcome(batch.step, tuple(tokens), (span,))
+
+
+class _Lazy:
+    def __init__(self, runner: HashRunner, batch: Batch) -> None:
+        self._runner, self.batch = runner, batch
+        self.outcome: Outcome | None = None
+
+    def result(self) -> Outcome:
+        if self.outcome is None:
+            self._runner.run_until(self.batch)
+        assert self.outcome is not None
+        return self.outcome

@@ -1,0 +1,45 @@
+"""Names that a configuration may use, and where the thing behind each name is defined."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Final
+
+_TABLES: Final[dict[str, dict[str, str]]] = {
+    "policy": {
+        "prefill_first": "minisgl.scheduler.policy:prefill_first",
+        "mixed": "minisgl.scheduler.policy:mixed",
+        "decode_first": "minisgl.scheduler.policy:decode_first",
+        "longest_prefix": "minisgl.scheduler.policy:longest_prefix",
+    },
+    "prefix_cache": {
+        "radix": "minisgl.kvcache.radix:RadixCache",
+        "naive": "minisgl.kvcache.naive:NaiveCache",
+    },
+    "attention": {
+        "torch": "minisgl.attention.torch:TorchAttention",
+        "grouped": "minisgl.attention.grouped:GroupedAttention",
+    },
+    "model": {  # the names in config.json's "architectures"
+        "LlamaForCausalLM": "minisgl.models.llama:Llama",
+        "MistralForCausalLM": "minisgl.models.mistral:Mistral",
+        "Qwen2ForCausalLM": "minisgl.models.qwen2:Qwen2",
+        "Qwen3ForCausalLM": "minisgl.models.qwen3:Qwen3",
+    },
+}
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """The names known for a kind: "policy", "prefix_cache", "attention" or "model"."""
+    return tuple(_TABLES[kind])
+
+
+def find(kind: str, name: str) -> Any:
+    """Import and return the object behind a name.
+
+    Raises ValueError that lists the known names.
+    """
+    if name not in _TABLES[kind]:
+        raise ValueError(f"unknown {kind} {name!r}; there are {', '.join(_TABLES[kind])}")
+    module, _, attribute = _TABLES[kind][name].partition(":")
+    return getattr(import_module(module), attribute)
