@@ -1,4 +1,4 @@
-"""Every toggle and size of an engine, in one frozen object; "auto" is resolved here and only here."""
+"""Every toggle and size of an engine in one frozen object; "auto" is resolved here alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class EngineConfig:
     prefix_cache: str = _option(
         "radix", "where finished prefixes are found again", ("radix", "naive")
     )
-    chunked_prefill: bool = _option(True, "split a prompt that does not fit in what a step has left")
+    chunked_prefill: bool = _option(
+        True, "split a prompt that does not fit in what a step has left"
+    )
     policy: str | Callable[..., Any] = _option(
         "prefill_first",
         "who runs next: a name, or a function from a ledger to a plan",
@@ -43,6 +45,9 @@ class EngineConfig:
         "reserve: admit what fits to its end, never preempt; "
         "optimistic: admit by expected length, preempt when the pages run out",
         ("reserve", "optimistic"),
+    )
+    expected_output: int = _option(
+        64, "tokens that optimistic admission expects of a request until some have finished"
     )
     page_size: int = _option(16, "positions in a KV page")
     num_pages: int | Auto = _option(AUTO, "KV pages in the pool")
@@ -88,6 +93,30 @@ class EngineConfig:
             raise TypeError(f"no such option: {', '.join(unknown)}; there are {known}")
         return replace(self, **changes)
 
+    @property
+    def limits(self) -> Limits:
+        """The sizes, all known.
+
+        Raises ValueError if one is still "auto": ``resolve`` first.
+        """
+
+        def size(name: str) -> int:
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise ValueError(f"{name} is still {value!r}; resolve the configuration first")
+            return value
+
+        return Limits(
+            num_pages=size("num_pages"),
+            page_size=size("page_size"),
+            max_running=size("max_running"),
+            max_step_tokens=size("max_step_tokens"),
+            max_seq_len=size("max_seq_len"),
+            chunked_prefill=self.chunked_prefill,
+            optimistic=self.admission == "optimistic",
+            expected_output=self.expected_output,
+        )
+
     def __repr__(self) -> str:
         """Only what differs from the default."""
         changed = [
@@ -101,6 +130,19 @@ class EngineConfig:
     def describe() -> dict[str, str]:
         """Each option's meaning, by name."""
         return {option.name: option.metadata["doc"] for option in fields(EngineConfig)}
+
+
+class Limits(NamedTuple):
+    """The sizes of a resolved configuration: the integers that scheduler and runner keep to."""
+
+    num_pages: int
+    page_size: int = 16
+    max_running: int = 64
+    max_step_tokens: int = 512
+    max_seq_len: int = 4096
+    chunked_prefill: bool = True
+    optimistic: bool = False  # admission by expected length
+    expected_output: int = 64  # ... which is this many tokens until requests have finished
 
 
 class Hardware(NamedTuple):
@@ -144,8 +186,13 @@ def resolve(
     on_gpu = out.device == "cuda"
     if out.dtype == AUTO:
         # fp32 is the fast one on a CPU without bf16 units: 60-87 GFLOP/s against 10
-        out = out.but(dtype="bfloat16" if on_gpu and model.stored_dtype != "float16" else
-                      "float16" if on_gpu else "float32")
+        out = out.but(
+            dtype=(
+                "bfloat16"
+                if on_gpu and model.stored_dtype != "float16"
+                else "float16" if on_gpu else "float32"
+            )
+        )
     if out.attention == AUTO:
         out = out.but(attention="grouped")
     if out.threads == AUTO:

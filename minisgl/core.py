@@ -70,6 +70,7 @@ class Request:
     clipped_from: int | None = None  # the max_tokens asked for, where the context holds fewer
     decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
     finish: FinishReason | None = None
+    error: str | None = None  # what failed, where finish is "error"
     cached: int = 0  # positions found in the prefix cache at its first admission
     # the scheduler's account
     slot: int | None = None  # row of the device tables while it runs
@@ -81,6 +82,7 @@ class Request:
     in_flight: int = 0  # launched and not yet collected steps that name it
     preempting: bool = False  # pages and slot go back once nothing is in flight
     preemptions: int = 0
+    tainted: bool = False  # a failed step may have written its pages
 
     @property
     def max_len(self) -> int:
@@ -280,9 +282,7 @@ class Released(NamedTuple):
     num_cached: int
 
 
-Event = (
-    Added | Admitted | Reused | Inserted | Evicted | Preempted | Sampled | Finished | Released
-)
+Event = Added | Admitted | Reused | Inserted | Evicted | Preempted | Sampled | Finished | Released
 
 
 class Gauges(NamedTuple):
@@ -310,6 +310,24 @@ class StepRecord:
     events: tuple[Event, ...]
     gauges: Gauges
     spans: tuple[Span, ...]
+
+    def __repr__(self) -> str:
+        """The step in one sentence."""
+        parts = []
+        prefills = [row for row in self.batch.rows if row.token_ids is not None]
+        if prefills:
+            chunks = [f"r{row.rid}[{row.start}:{row.start + row.length}]" for row in prefills]
+            parts.append("prefill " + " ".join(chunks))
+        if decodes := len(self.batch.rows) - len(prefills):
+            parts.append(f"decode {decodes}")
+        reused = [event for event in self.events if isinstance(event, Reused)]
+        parts += [f"r{event.rid} reuses {event.num_tokens} tokens" for event in reused]
+        if gone := sum(len(event.pages) for event in self.events if isinstance(event, Evicted)):
+            parts.append(f"{gone} pages evicted")
+        ended = [event for event in self.events if isinstance(event, Finished)]
+        parts += [f"r{event.rid} ends ({event.reason})" for event in ended]
+        parts += [str(refusal) for refusal in self.plan.refusals]
+        return f"step {self.batch.step}: " + ("; ".join(parts) or "nothing computed")
 
 
 class Add(NamedTuple):

@@ -1,0 +1,337 @@
+"""The loop: ask the scheduler, launch on the runner, collect, book, tell the observers.
+
+The engine owns the order of things and the record of them; decisions are the scheduler's, numbers
+the runner's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from time import perf_counter
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple
+
+from minisgl.config import EngineConfig
+from minisgl.core import (
+    Abort,
+    Add,
+    Batch,
+    Event,
+    Gauges,
+    Input,
+    Outcome,
+    Plan,
+    Request,
+    SamplingParams,
+    Span,
+    StepRecord,
+    as_int,
+)
+from minisgl.engine.codec import Codec
+from minisgl.engine.runner import Launch, Runner
+from minisgl.kvcache.view import CacheView
+from minisgl.scheduler.scheduler import Scheduler
+
+Observer = Callable[[StepRecord], None]
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+class _InFlight(NamedTuple):
+    plan: Plan
+    batch: Batch
+    events: tuple[Event, ...]
+    launch: Launch
+    spans: tuple[Span, ...]
+
+
+class _Failed:
+    """The launch of a batch that the runner refused."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def result(self) -> Outcome:
+        raise self._error
+
+
+class Engine:
+    """Requests in, one batch at a time, tokens out. ``minisgl.load`` makes one.
+
+    ``config.overlap`` keeps two steps in flight: the next is planned and launched before the last
+    is collected. Usable with ``with``. Not for several threads at once.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        config: EngineConfig,
+        *,
+        vocab_size: int,
+        codec: Codec | None = None,
+    ) -> None:
+        self.config = config
+        self.depth = 2 if config.overlap else 1
+        self.observers: list[Observer] = []
+        self.inputs: list[Input] = []  # all that passed the doors, while ``config.record``
+        self._scheduler = scheduler
+        self._runner = runner
+        self._codec = codec
+        self._vocab_size = vocab_size
+        self._requests: dict[int, Request] = {}
+        self._in_flight: deque[_InFlight] = deque()
+        self._events: list[Event] = []  # of adds and aborts since the last record
+        self._next_rid = 0
+        self._closed = False
+
+    # ---- requests --------------------------------------------------------------------------------
+
+    def add(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Request:
+        """Queue a request: a text, a list of token ids, or a chat (a list of messages).
+
+        Raises TypeError for a prompt of another kind, ValueError for one that can never run.
+        """
+        self._check_open()
+        if sampling is not None and not isinstance(sampling, SamplingParams):
+            raise TypeError(f"sampling must be SamplingParams, got {sampling!r}")
+        item = Add(self._next_rid, self._ids(prompt), sampling or SamplingParams())
+        request, events = self._scheduler.add(item)
+        request.decode = self._codec.decode if self._codec else None
+        self._record(item)
+        self._next_rid += 1
+        self._requests[item.rid] = request
+        self._events += events
+        return request
+
+    def abort(self, rid: int) -> None:
+        """End a request early. One that is unknown or finished: nothing happens."""
+        self._check_open()
+        item = Abort(as_int("rid", rid, 0))
+        self._record(item)
+        self._events += self._scheduler.abort(item)
+
+    # ---- stepping --------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """The plan that would be launched next, after all that is in flight. Changes nothing."""
+        return self._scheduler.plan()
+
+    def launch(self, plan: Plan | None = None) -> Batch:
+        """Commit a plan, the policy's or yours, and start its batch without waiting for it.
+
+        Raises RuntimeError if there is nothing to launch, ValueError for a plan that cannot run;
+        then nothing has changed.
+        """
+        self._check_open()
+        start = perf_counter()
+        if plan is None:
+            plan = self.plan()
+        if not plan:
+            waits = "; ".join(map(str, plan.refusals)) or "no request waits"
+            raise RuntimeError(f"nothing to launch: {waits}")
+        return self._launch(plan, start)
+
+    def collect(self) -> StepRecord:
+        """Wait for the oldest step in flight, book its outcome and tell the observers.
+
+        A step that failed on the device finishes its requests with "error" and is recorded like
+        any other; requests that wait go on. Interrupted while it waits, nothing is lost.
+        Raises RuntimeError if no step is in flight.
+        """
+        if not self._in_flight:
+            raise RuntimeError("no step is in flight; launch one first")
+        plan, batch, events, launch, spans = self._in_flight[0]
+        start = perf_counter()
+        try:
+            outcome = launch.result()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            warnings.warn(f"step {batch.step} failed: {reason}", RuntimeWarning, stacklevel=2)
+            outcome = Outcome(batch.step, (None,) * len(batch.rows), error=reason)
+        waited = perf_counter()
+        self._in_flight.popleft()
+        self._record(outcome)
+        done = self._scheduler.apply(outcome)
+        host = Span("host", "wait", start, waited), Span("host", "apply", waited, perf_counter())
+        return self._emit(plan, batch, outcome, events + done, (*spans, *host, *outcome.spans))
+
+    def step(self) -> StepRecord | None:
+        """Keep ``depth`` steps in flight and collect the oldest. None when there is nothing to do.
+
+        What was added or aborted while nothing could run is recorded as a step without rows.
+        Raises RuntimeError if requests wait and the policy runs none of them.
+        """
+        self._check_open()
+        while len(self._in_flight) < self.depth:
+            start = perf_counter()
+            if not (plan := self.plan()):
+                break
+            self._launch(plan, start)
+        if self._in_flight:
+            return self.collect()
+        if self._scheduler.busy:
+            waits = "; ".join(map(str, plan.refusals)) or "it names none of them"
+            raise RuntimeError(f"requests wait and the policy runs none: {waits}")
+        return self._flush() if self._events else None
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Step until nothing is left to do."""
+        while record := self.step():
+            yield record
+
+    def run(
+        self,
+        until: Callable[[StepRecord], bool] | None = None,
+        max_steps: int | None = None,
+    ) -> list[StepRecord]:
+        """Step now: to the end, to the first record for which ``until`` holds, or so many steps."""
+        records = []
+        for record in islice(self.steps(), max_steps):
+            records.append(record)
+            if until is not None and until(record):
+                break
+        return records
+
+    # ---- looking ---------------------------------------------------------------------------------
+
+    @property
+    def requests(self) -> Mapping[int, Request]:
+        """Every request by rid. Read-only."""
+        return MappingProxyType(self._requests)
+
+    @property
+    def queue(self) -> tuple[Request, ...]:
+        """The waiting requests, from the head of the queue."""
+        return tuple(self._scheduler.waiting.values())
+
+    @property
+    def gauges(self) -> Gauges:
+        """Pages and requests in numbers."""
+        return self._scheduler.gauges
+
+    @property
+    def cache(self) -> CacheView:
+        """What the prefix cache knows now."""
+        return CacheView(self._scheduler.pool, self._codec.decode if self._codec else None)
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """How many hold each KV page: running requests and the prefix cache."""
+        return self._scheduler.pool.counts
+
+    def check(self) -> None:
+        """Raise AssertionError at the first page or slot that does not add up."""
+        self._scheduler.check()
+
+    # ---- ending ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give back the runner's memory and threads; what was recorded stays readable."""
+        self._closed = True
+        self._runner.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        gauges = self.gauges
+        return (
+            f"Engine(step {self._scheduler.step}: {gauges.waiting} waiting, {gauges.running} "
+            f"running, {len(self._in_flight)} in flight; {gauges.free_pages} pages free, "
+            f"{gauges.cached_pages} cached)"
+        )
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _launch(self, plan: Plan, start: float) -> Batch:
+        planned = perf_counter()
+        batch, events = self._scheduler.commit(plan)
+        self._record(plan)
+        committed = perf_counter()
+        try:
+            launch: Launch = self._runner.launch(batch)
+        except Exception as error:
+            launch = _Failed(error)
+        spans = (
+            Span("host", "plan", start, planned),
+            Span("host", "commit", planned, committed),
+            Span("host", "launch", committed, perf_counter()),
+        )
+        self._in_flight.append(_InFlight(plan, batch, events, launch, spans))
+        return batch
+
+    def _flush(self) -> StepRecord:
+        """Record what happened while nothing could run: a step without rows, by the same doors."""
+        plan = Plan()
+        batch, events = self._scheduler.commit(plan)
+        self._record(plan)
+        outcome = Outcome(batch.step, ())
+        self._record(outcome)
+        return self._emit(plan, batch, outcome, events + self._scheduler.apply(outcome), ())
+
+    def _emit(
+        self,
+        plan: Plan,
+        batch: Batch,
+        outcome: Outcome,
+        events: tuple[Event, ...],
+        spans: tuple[Span, ...],
+    ) -> StepRecord:
+        events = (*self._events, *events)
+        self._events.clear()
+        record = StepRecord(plan, batch, outcome, events, self.gauges, spans)
+        if self.config.check:
+            self.check()
+        for observer in tuple(self.observers):
+            try:
+                observer(record)
+            except Exception as error:  # a view may fail; the engine goes on
+                self.observers.remove(observer)
+                message = f"observer {observer!r} failed and was removed: {error!r}"
+                warnings.warn(message, RuntimeWarning, stacklevel=3)
+        return record
+
+    def _record(self, item: Input) -> None:
+        if self.config.record:
+            self.inputs.append(item)
+
+    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """The token ids of a prompt of any kind, each within the vocabulary."""
+        if isinstance(prompt, str):
+            return tuple(self._text_codec().encode(prompt))
+        if hasattr(prompt, "tolist"):  # an array or a tensor of ids is welcome
+            prompt = prompt.tolist()
+        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Sequence):
+            raise TypeError(
+                f"a prompt is a text, a list of token ids or a list of chat messages, "
+                f"got {type(prompt).__name__}"
+            )
+        messages = [part for part in prompt if isinstance(part, Mapping)]
+        if messages and len(messages) == len(prompt):
+            return tuple(self._text_codec().chat(messages))
+        ids = tuple(as_int("a token id", token, 0) for token in prompt)
+        if ids and max(ids) >= self._vocab_size:
+            raise ValueError(
+                f"token id {max(ids)} is out of the vocabulary, which has {self._vocab_size} ids"
+            )
+        return ids
+
+    def _text_codec(self) -> Codec:
+        if self._codec is None:
+            raise ValueError("this model has no tokenizer files; give token ids instead of text")
+        return self._codec
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the engine is closed; load another")

@@ -1,0 +1,68 @@
+"""What the page pool asks of a prefix cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+
+class NodeView(NamedTuple):
+    """One node of a prefix cache, copied out for people to look at."""
+
+    id: int
+    parent: int | None  # None below the root
+    depth: int  # pages before it on its path
+    tokens: tuple[int, ...]
+    pages: tuple[int, ...]
+    last_used: int  # step
+
+
+class PrefixCache(Protocol):
+    """Finds the pages of token prefixes that were computed before.
+
+    Only whole pages are kept. A *path* is the pages of one prefix from its first token on; it is
+    named by its last page (None: the empty path), since a page is in the cache once at most.
+    """
+
+    shares: bool  # False: it never finds anything, so nobody need wait for a prefix in progress
+
+    def match(self, tokens: Sequence[int], limit: int) -> list[int]:
+        """The pages of the longest cached prefix, ``limit`` at most. Changes nothing."""
+        ...
+
+    def knows(self, path: int | None, tokens: Sequence[int]) -> bool:
+        """Whether a page holds exactly these page_size tokens after a path. Changes nothing."""
+        ...
+
+    def touch(self, path: int | None, now: int) -> None:
+        """Note that this path was used in step ``now``."""
+        ...
+
+    def insert(
+        self, path: int | None, tokens: Sequence[int], pages: Sequence[int], now: int
+    ) -> tuple[int, ...]:
+        """Remember ``pages`` as the home of the ``tokens`` that follow a path.
+
+        Returns the pages that were new to the cache: a tail, for a twin that it knew it keeps.
+        """
+        ...
+
+    def unheld(self, page: int) -> None:
+        """Note that nobody but the cache counts this page any more."""
+        ...
+
+    def evict(self, n: int, counts: Sequence[int]) -> list[int]:
+        """Forget up to ``n`` pages that only the cache counts (``counts[page] == 1``)."""
+        ...
+
+    def clear(self) -> list[int]:
+        """Forget everything; returns the pages that were known."""
+        ...
+
+    def nodes(self) -> Iterator[NodeView]:
+        """Everything it knows, parents before children."""
+        ...
+
+    def check(self, counts: Sequence[int]) -> None:
+        """Raise AssertionError where its own bookkeeping does not add up."""
+        ...

@@ -1,0 +1,80 @@
+"""Who runs next: functions from a ledger to a plan. Write your own in a notebook.
+
+A policy charges the requests it wants to run, in the order in which they shall stand in the batch,
+and returns ``ledger.plan``. It keeps no state and changes nothing but the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+from minisgl.core import Plan, Request, Why
+from minisgl.scheduler.ledger import WINDOW, Ledger
+
+Policy = Callable[[Ledger], Plan]
+
+# A request that has waited this many steps is served in order of arrival, whatever its prefix.
+PATIENCE = 64
+
+
+def prefill_first(ledger: Ledger) -> Plan:
+    """Prompts before decodes, in order of arrival (SGLang's default)."""
+    _prefill_in_order(ledger)
+    return _decode_unless_prefilling(ledger)
+
+
+def longest_prefix(ledger: Ledger) -> Plan:
+    """Prompts before decodes; of the first ``WINDOW`` that wait, the most cached positions first.
+
+    Cache-aware order (Zheng et al. 2024, section 3.2) with ageing: who has waited ``PATIENCE``
+    steps goes first, so nobody starves.
+    """
+    for request in ledger.prefilling:
+        ledger.prefill(request)
+
+    def rank(request: Request) -> tuple[int, int]:
+        old = request.preemptions or ledger.now - request.arrival >= PATIENCE
+        return (0, request.arrival) if old else (1, -ledger.match_len(request))
+
+    for request in sorted(islice(ledger.waiting, WINDOW), key=rank):
+        if ledger.closed:
+            break
+        ledger.prefill(request)
+    return _decode_unless_prefilling(ledger)
+
+
+def mixed(ledger: Ledger) -> Plan:
+    """Every decode, then prompt chunks in what is left of the step (Sarathi-Serve)."""
+    for request in ledger.decoding:
+        ledger.decode(request)
+    _prefill_in_order(ledger)
+    return ledger.plan
+
+
+def decode_first(ledger: Ledger) -> Plan:
+    """Drain what runs before admitting more: the baseline before continuous batching."""
+    for request in ledger.decoding:
+        ledger.decode(request)
+    if ledger.charged:
+        ledger.pass_over(ledger.prefilling, Why.DECODE_PRIORITY)
+        ledger.pass_over(list(islice(ledger.waiting, 1)), Why.DECODE_PRIORITY)
+    else:
+        _prefill_in_order(ledger)
+    return ledger.plan
+
+
+def _prefill_in_order(ledger: Ledger) -> None:
+    for request in ledger.prefilling:
+        ledger.prefill(request)
+    for request in ledger.waiting:
+        ledger.prefill(request)
+
+
+def _decode_unless_prefilling(ledger: Ledger) -> Plan:
+    if ledger.charged:
+        ledger.pass_over(ledger.decoding, Why.PREFILL_PRIORITY)
+    else:
+        for request in ledger.decoding:
+            ledger.decode(request)
+    return ledger.plan

@@ -1,0 +1,73 @@
+"""Engines over the hash oracle, and what they must answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from minisgl.config import EngineConfig
+from minisgl.core import SamplingParams
+from minisgl.engine.engine import Engine
+from minisgl.engine.runner import HashRunner, next_token
+from minisgl.registry import find
+from minisgl.scheduler.policy import Policy
+from minisgl.scheduler.scheduler import Scheduler
+
+VOCAB = 13
+EOS = 0
+
+
+def hash_engine(
+    num_pages: int = 40,
+    page_size: int = 1,
+    policy: str | Policy = "prefill_first",
+    depth: int = 2,
+    runner: Callable[[HashRunner], Any] = lambda runner: runner,
+    **options: Any,
+) -> Engine:
+    """An engine whose model is the hash oracle; every step is checked."""
+    sizes = dict(max_running=4, max_step_tokens=64, max_seq_len=num_pages * page_size)
+    config = EngineConfig(
+        **{"num_pages": num_pages, "page_size": page_size, "runner": "hash", "check": True}
+        | {"policy": policy, "overlap": depth > 1}
+        | sizes
+        | options
+    )
+    limits = config.limits
+    oracle = HashRunner(num_pages, page_size, limits.max_running, VOCAB)
+    engine = Engine(fresh_scheduler(config), runner(oracle), config, vocab_size=VOCAB)
+    engine.depth = depth
+    return engine
+
+
+def fresh_scheduler(config: EngineConfig) -> Scheduler:
+    """The scheduler of a configuration before anything happened."""
+    policy = config.policy if callable(config.policy) else find("policy", config.policy)
+    cache = find("prefix_cache", config.prefix_cache)(config.limits.page_size)
+    return Scheduler(config.limits, policy, cache, {EOS})
+
+
+def expected(prompt: Sequence[int], sampling: SamplingParams, room: int) -> tuple[int, ...]:
+    """What the hash model says to one prompt, with no cache and no schedule.
+
+    room: positions of the context.
+    """
+    tokens = list(prompt)
+    for _ in range(min(sampling.max_tokens, room - len(prompt))):
+        tokens.append(next_token(tuple(token + 1 for token in tokens), VOCAB))
+        if tokens[-1] == EOS and not sampling.ignore_eos or tokens[-1] in sampling.stop_token_ids:
+            break
+    return tuple(tokens[len(prompt) :])
+
+
+def state(engine: Engine) -> str:
+    """Everything the scheduler knows, as text: equal texts mean equal states."""
+    scheduler = engine._scheduler
+    pool = scheduler.pool
+    requests = [
+        [getattr(request, name) for name in request.__slots__ if name != "decode"]
+        for request in (*scheduler.waiting.values(), *scheduler.running.values())
+    ]
+    known = [list(pool.nodes()), pool.counts, pool._free, scheduler._free_slots]
+    queue = [entry[:2] for entry in getattr(pool._cache, "_queue", ())]
+    return repr((requests, known, queue, scheduler._in_flight, scheduler.gauges, scheduler.step))
