@@ -7,21 +7,79 @@ requests that are charged or refused, never to the queue, the pool or the tree.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from minisgl.config import Limits
 from minisgl.core import Plan, Refusal, Request, Why
-
-if TYPE_CHECKING:
-    from minisgl.scheduler.scheduler import Scheduler
+from minisgl.kvcache.pages import PagePool
 
 # How many waiting requests a plan may refuse before it stops looking: a bound on host work.
 WINDOW = 32
 
 
+class State(Protocol):
+    """What planning may ask of the scheduler. It changes none of it."""
+
+    @property
+    def limits(self) -> Limits:
+        """The sizes that a plan keeps to."""
+        ...
+
+    @property
+    def pool(self) -> PagePool:
+        """The pages and the prefix cache."""
+        ...
+
+    @property
+    def waiting(self) -> dict[int, Request]:
+        """The queue, from its head."""
+        ...
+
+    @property
+    def running(self) -> dict[int, Request]:
+        """Requests that hold a slot, in order of admission; leaving ones included."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """The number of the step that is being planned."""
+        ...
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots that no request holds."""
+        ...
+
+    @property
+    def pages_left(self) -> int:
+        """Pages that are neither held nor promised."""
+        ...
+
+    def pages_for(self, positions: int) -> int:
+        """Pages that this many positions fill."""
+        ...
+
+    def match(self, request: Request) -> list[int]:
+        """Cached pages that a waiting request could use now."""
+        ...
+
+    def reserve_len(self, request: Request) -> int:
+        """Positions that admission counts for a waiting request."""
+        ...
+
+    def needs_page(self, request: Request) -> bool:
+        """Whether its next position begins a page."""
+        ...
+
+    def may_chunk(self, request: Request) -> bool:
+        """Whether its prompt may be split."""
+        ...
+
+
 class Account:
     """What one step has left: the arithmetic that a plan is made with, and validated with again."""
 
-    def __init__(self, state: Scheduler) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
         self.tokens_left = state.limits.max_step_tokens
         self.slots_left = state.num_free_slots
@@ -71,7 +129,7 @@ class Ledger:
     waiting: the queue from its head, drawn lazily. ``plan`` is what has been charged so far.
     """
 
-    def __init__(self, state: Scheduler) -> None:
+    def __init__(self, state: State) -> None:
         self._state = state
         self.prefilling: list[Request] = []
         self.decoding: list[Request] = []

@@ -38,8 +38,9 @@ from minisgl.core import (
 )
 from minisgl.kvcache.base import PrefixCache
 from minisgl.kvcache.pages import PagePool
-from minisgl.scheduler.ledger import Account, Ledger
+from minisgl.scheduler.ledger import Ledger
 from minisgl.scheduler.policy import Policy
+from minisgl.scheduler.validate import validate
 
 
 class Scheduler:
@@ -180,7 +181,7 @@ class Scheduler:
 
         Raises ValueError if the plan cannot run as it is; then nothing has changed.
         """
-        matches = self._validate(plan)
+        matches = validate(plan, self)
         events: list[Event] = []
         for rid in plan.preempt:
             events += self._preempt(self.running[rid])
@@ -241,57 +242,6 @@ class Scheduler:
         return tuple(events)
 
     # ---- a plan becomes a batch ----------------------------------------------------------------
-
-    def _validate(self, plan: Plan) -> dict[int, list[int]]:
-        """Raise ValueError unless the plan can run as it is. Changes nothing.
-
-        Returns the cached pages of each request that it admits.
-        """
-        account, size = Account(self), self.limits.page_size
-        seen, matches = set[int](), dict[int, list[int]]()
-        for rid in plan.preempt:
-            victim = self.running.get(rid)
-            if victim is None or victim.finish is not None or victim.preempting or rid in seen:
-                raise ValueError(f"the plan preempts request {rid}, which is not running")
-            seen.add(rid)
-            account.preempt(victim)
-        for rid, length in plan.rows:
-            if rid in seen:
-                raise ValueError(f"the plan names request {rid} twice")
-            seen.add(rid)
-            if type(length) is not int or length < 1:
-                raise ValueError(f"the plan computes {length!r} positions of request {rid}")
-            if request := self.running.get(rid):
-                if request.finish is not None or request.preempting:
-                    state = request.finish or "preempted"
-                    raise ValueError(f"the plan runs request {rid}, which ends ({state})")
-                most = request.prefill_end - request.scheduled
-                splits = 0 < most
-                if most < 1:  # it decodes
-                    most = min(1, request.max_len - request.scheduled)
-                account.grow(request, length)
-            elif request := self.waiting.get(rid):
-                matches[rid] = self.match(request)
-                most, splits = len(request.tokens) - len(matches[rid]) * size, True
-                account.admit(request, matches[rid], length)
-            else:
-                raise ValueError(f"the plan runs request {rid}, which neither waits nor runs")
-            if length > most:
-                raise ValueError(
-                    f"the plan computes {length} positions of request {rid}, {most} are left to do"
-                )
-            if splits and length < most and not self.may_chunk(request):
-                raise ValueError(
-                    f"the plan splits the prompt of request {rid} and chunked_prefill is off"
-                )
-        for what, had, left in (
-            ("positions", self.limits.max_step_tokens, account.tokens_left),
-            ("slots", self.num_free_slots, account.slots_left),
-            ("KV pages", self.pages_left, account.pages_left),
-        ):
-            if left < 0:
-                raise ValueError(f"the plan needs {had - left} {what}, there are {had}")
-        return matches
 
     def _admit(self, request: Request, shared: list[int]) -> Iterable[Event]:
         request.slot = self._free_slots.pop()

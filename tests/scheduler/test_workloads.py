@@ -1,5 +1,5 @@
-"""Random workloads against the oracle: tokens must not depend on how steps are cut, cached, preempted
-or overlapped, and every page and slot adds up after every step."""
+"""Random workloads against the oracle: tokens must not depend on how steps are cut, cached,
+preempted or overlapped, and every page and slot adds up after every step."""
 
 from __future__ import annotations
 
