@@ -212,17 +212,15 @@ def resolve(
                 f"a quarter of them may be used; set num_pages yourself"
             )
         out = out.but(num_pages=pages)
-    assert not isinstance(out.num_pages, str)
-    pool = out.num_pages * out.page_size
-    longest = model.context if out.max_seq_len == AUTO else out.max_seq_len
-    assert not isinstance(longest, str)
+    longest = model.context if isinstance(out.max_seq_len, str) else out.max_seq_len
     if longest > model.context:
         raise ValueError(
             f"max_seq_len={longest} was asked; the model was made for {model.context} positions"
         )
-    out = out.but(max_seq_len=min(longest, pool))
+    assert isinstance(out.num_pages, int)
+    longest = min(longest, out.num_pages * out.page_size)
+    out = out.but(max_seq_len=longest)
     if out.max_step_tokens == AUTO:
         step = 8192 if on_gpu else 512
-        assert not isinstance(out.max_seq_len, str)
-        out = out.but(max_step_tokens=step if out.chunked_prefill else max(step, out.max_seq_len))
+        out = out.but(max_step_tokens=step if out.chunked_prefill else max(step, longest))
     return out

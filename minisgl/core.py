@@ -41,16 +41,17 @@ class SamplingParams:
 
     max_tokens: int = 128
     ignore_eos: bool = False
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__  # frozen: this is the one place that may normalise a field
         set_(self, "max_tokens", as_int("max_tokens", self.max_tokens, 0))
         if not isinstance(self.ignore_eos, bool):
             raise TypeError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
-        if isinstance(self.stop_token_ids, str) or not isinstance(self.stop_token_ids, Sequence):
-            raise TypeError(f"stop_token_ids must be a list of ids, got {self.stop_token_ids!r}")
-        ids = tuple(as_int("a stop token id", token, 0) for token in self.stop_token_ids)
+        given: object = self.stop_token_ids
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            raise TypeError(f"stop_token_ids must be a list of ids, got {given!r}")
+        ids = tuple(as_int("one of stop_token_ids", token, 0) for token in given)
         set_(self, "stop_token_ids", ids)
 
 

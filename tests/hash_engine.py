@@ -26,13 +26,18 @@ def hash_engine(
     **options: Any,
 ) -> Engine:
     """An engine whose model is the hash oracle; every step is checked."""
-    sizes = dict(max_running=4, max_step_tokens=64, max_seq_len=num_pages * page_size)
-    config = EngineConfig(
-        **{"num_pages": num_pages, "page_size": page_size, "runner": "hash", "check": True}
-        | {"policy": policy, "overlap": depth > 1}
-        | sizes
-        | options
-    )
+    fields: dict[str, Any] = {
+        "num_pages": num_pages,
+        "page_size": page_size,
+        "policy": policy,
+        "overlap": depth > 1,
+        "runner": "hash",
+        "check": True,
+        "max_running": 4,
+        "max_step_tokens": 64,
+        "max_seq_len": num_pages * page_size,
+    }
+    config = EngineConfig(**fields | options)
     limits = config.limits
     oracle = HashRunner(num_pages, page_size, limits.max_running, VOCAB)
     engine = Engine(fresh_scheduler(config), runner(oracle), config, vocab_size=VOCAB)

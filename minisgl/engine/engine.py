@@ -165,15 +165,15 @@ class Engine:
         Raises RuntimeError if requests wait and the policy runs none of them.
         """
         self._check_open()
-        while len(self._in_flight) < self.depth:
+        plan = None
+        while len(self._in_flight) < self.depth and (plan is None or plan):
             start = perf_counter()
-            if not (plan := self.plan()):
-                break
-            self._launch(plan, start)
+            if plan := self.plan():
+                self._launch(plan, start)
         if self._in_flight:
             return self.collect()
         if self._scheduler.busy:
-            waits = "; ".join(map(str, plan.refusals)) or "it names none of them"
+            waits = "; ".join(map(str, plan.refusals if plan else ())) or "it names none of them"
             raise RuntimeError(f"requests wait and the policy runs none: {waits}")
         return self._flush() if self._events else None
 

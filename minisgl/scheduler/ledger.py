@@ -152,7 +152,7 @@ class Ledger:
         self._looks = WINDOW
         self._computing: dict[tuple[int | None, tuple[int, ...]], int] = {}
         self._coming_back: bool | None = None  # pages that a step in flight will give back
-        self._continues: int | None = None  # the running prompt that took the rest of the step
+        self._continues: int | None = None  # the prompt that took the rest of the step
         for request in self.prefilling:
             self._note_computing(request, request.pages, request.shared, request.prefill_end)
 
@@ -264,6 +264,8 @@ class Ledger:
             self.closed = self.closed or self._looks < 1
             return False
         self._note_computing(request, shared, len(shared), known)
+        if length < known - start:
+            self._continues = request.rid
         self._account.admit(request, shared, length)
         self._rows.append((request.rid, length))
         return True

@@ -68,7 +68,7 @@ class Scheduler:
         self._promised = 0  # pages kept for running requests to grow into
         self._expected = limits.expected_output * 8  # running mean of generated lengths, in eighths
 
-    # ---- what it knows -----------------------------------------------------------------------
+    # ---- what it knows ---------------------------------------------------------------------------
 
     @property
     def busy(self) -> bool:
@@ -129,7 +129,7 @@ class Scheduler:
             raise TypeError(f"policy {chosen!r} returned {plan!r}; return ledger.plan")
         return plan
 
-    # ---- the four doors ------------------------------------------------------------------------
+    # ---- the four doors --------------------------------------------------------------------------
 
     def add(self, item: Add) -> tuple[Request, tuple[Event, ...]]:
         """Queue a request; ``max_tokens`` beyond what the context holds is clipped and noted.
@@ -241,7 +241,7 @@ class Scheduler:
                 events += self._release(request)
         return tuple(events)
 
-    # ---- a plan becomes a batch ----------------------------------------------------------------
+    # ---- a plan becomes a batch ------------------------------------------------------------------
 
     def _admit(self, request: Request, shared: list[int]) -> Iterable[Event]:
         request.slot = self._free_slots.pop()

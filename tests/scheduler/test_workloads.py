@@ -4,13 +4,13 @@ preempted or overlapped, and every page and slot adds up after every step."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minisgl.core import Preempted, Refusal, SamplingParams
+from minisgl.core import Preempted, Refusal, Request, SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.registry import names
 from minisgl.scheduler.replay import replay
@@ -39,11 +39,13 @@ engines = st.fixed_dictionaries(
 )
 
 
-def drive(
-    engine: Engine, todo: list[tuple[Sequence[int], SamplingParams]], data: st.DataObject
-) -> None:
+Workload = list[tuple[list[int], SamplingParams]]
+Options = dict[str, Any]
+
+
+def drive(engine: Engine, todo: Workload, data: st.DataObject) -> None:
     """Add, abort, launch and collect in any order until all is done, then compare with the oracle."""
-    asked = []
+    asked: list[tuple[Request, list[int], SamplingParams]] = []
     for _ in range(3000):
         if todo and data.draw(st.booleans(), "add"):
             prompt, sampling = todo.pop()
@@ -67,7 +69,9 @@ def drive(
 
 @settings(max_examples=300)
 @given(workloads, engines, st.data())
-def test_tokens_do_not_depend_on_the_schedule(workload, options, data):
+def test_tokens_do_not_depend_on_the_schedule(
+    workload: Workload, options: Options, data: st.DataObject
+) -> None:
     options["chunked_prefill"] = options["max_step_tokens"] < 14 or data.draw(st.booleans())
     engine = hash_engine(**options)
     drive(engine, workload, data)
@@ -77,7 +81,9 @@ def test_tokens_do_not_depend_on_the_schedule(workload, options, data):
 
 @settings(max_examples=300)
 @given(workloads, engines, st.data())
-def test_a_tiny_pool_forces_eviction_and_preemption_and_no_token_changes(workload, options, data):
+def test_a_tiny_pool_forces_eviction_and_preemption_and_no_token_changes(
+    workload: Workload, options: Options, data: st.DataObject
+) -> None:
     options |= {"num_pages": data.draw(st.integers(4, 14)), "admission": "optimistic"}
     options |= {"max_seq_len": 23, "max_step_tokens": 23}
     pool = options["num_pages"] * options["page_size"]
@@ -88,7 +94,7 @@ def test_a_tiny_pool_forces_eviction_and_preemption_and_no_token_changes(workloa
 
 @settings(max_examples=100)
 @given(workloads, engines, st.integers(0, 6))
-def test_planning_changes_nothing(workload, options, at):
+def test_planning_changes_nothing(workload: Workload, options: Options, at: int) -> None:
     engine = hash_engine(**options)
     for prompt, sampling in workload:
         engine.add(prompt, sampling)
@@ -105,7 +111,9 @@ def test_planning_changes_nothing(workload, options, at):
 
 @settings(max_examples=100)
 @given(workloads, engines, st.data())
-def test_a_plan_edited_by_hand_runs_or_is_refused_whole(workload, options, data):
+def test_a_plan_edited_by_hand_runs_or_is_refused_whole(
+    workload: Workload, options: Options, data: st.DataObject
+) -> None:
     engine = hash_engine(**options)
     for prompt, sampling in workload:
         engine.add(prompt, sampling)
@@ -135,7 +143,7 @@ def test_a_plan_edited_by_hand_runs_or_is_refused_whole(workload, options, data)
 
 @settings(max_examples=100)
 @given(workloads, engines)
-def test_whoever_waits_is_told_why(workload, options):
+def test_whoever_waits_is_told_why(workload: Workload, options: Options) -> None:
     """Each waiting request is refused by name, or stands behind one that is."""
     engine = hash_engine(**options)
     for prompt, sampling in workload:
@@ -149,7 +157,7 @@ def test_whoever_waits_is_told_why(workload, options):
             assert first in named or options["policy"] == "longest_prefix"
 
 
-def test_many_crowded_runs_are_all_right_and_reach_every_corner():
+def test_many_crowded_runs_are_all_right_and_reach_every_corner() -> None:
     """Seeded, so that a failure can be run again; wider than hypothesis' examples are."""
     random, seen = Random(0), Counter[str]()
     for _ in range(400):
