@@ -44,13 +44,13 @@ Options = dict[str, Any]
 
 
 def drive(engine: Engine, todo: Workload, data: st.DataObject) -> None:
-    """Add, abort, launch and collect in any order until all is done, then compare with the oracle."""
+    """Add, abort and step in any order until all is done, then compare with the oracle."""
     asked: list[tuple[Request, list[int], SamplingParams]] = []
     for _ in range(3000):
-        if todo and data.draw(st.booleans(), "add"):
+        if data.draw(st.booleans(), "add") and todo:
             prompt, sampling = todo.pop()
             asked.append((engine.add(prompt, sampling), prompt, sampling))
-        if asked and data.draw(st.integers(0, 9), "abort") == 0:
+        if data.draw(st.integers(0, 9), "abort") == 0 and asked:
             engine.abort(data.draw(st.sampled_from(asked), "whom")[0].rid)
         if engine.step() is None and not todo:
             break

@@ -1,0 +1,228 @@
+"""Plant known mistakes into a copy of the project, one at a time: does the suite notice each?
+
+Command: python tests/planted_bugs.py [PART OF A NAME ...], by default all; about ten seconds each.
+Some are mistakes that other engines have shipped. Each is a replacement that must fit exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = ("tests/engine", "tests/kvcache", "tests/scheduler")
+
+
+class Bug(NamedTuple):
+    """A mistake: in ``file``, ``right`` becomes ``wrong``; ``tests`` should fail."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+    tests: tuple[str, ...] = HOST
+
+
+SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.py"
+RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
+
+BUGS = [
+    Bug(
+        "a slot and its pages go back while a launched step still names them",
+        SCHEDULER,
+        "if request.in_flight or request.slot is None:",
+        "if request.slot is None:",
+    ),
+    Bug(
+        "a twin's duplicate pages are shared while it runs",
+        SCHEDULER,
+        "if self.pool.knows(path, request.tokens[at * size : (at + 1) * size]):",
+        "if False:",
+    ),
+    Bug(
+        "admission forgets the cached pages it pins",
+        LEDGER,
+        "return fresh, len(self._to_pin(shared))",
+        "return fresh, 0",
+    ),
+    Bug(
+        "the whole prompt is matched, so nothing is left to compute",
+        SCHEDULER,
+        "(len(request.tokens) - 1) // self.limits.page_size",
+        "len(request.tokens) // self.limits.page_size",
+    ),
+    Bug(
+        "a split cuts at the wrong token",
+        RADIX,
+        "cut, parent = n * self.page_size, node.parent",
+        "cut, parent = n, node.parent",
+    ),
+    Bug(
+        "pages are evicted that requests hold",
+        RADIX,
+        "len(gone) < n and counts[node.pages[-1]] == 1:",
+        "len(gone) < n and counts[node.pages[-1]] >= 1:",
+    ),
+    Bug(
+        "nothing is promised to running requests",
+        SCHEDULER,
+        "return self.pool.num_free + self.pool.num_evictable - self._promised",
+        "return self.pool.num_free + self.pool.num_evictable",
+    ),
+    Bug(
+        "a radix value goes stale: a split leaves the index on the lower half",
+        RADIX,
+        "for page in upper.pages:\n            self._home[page] = upper",
+        "for page in upper.pages[1:]:\n            self._home[page] = upper",
+    ),
+    Bug(
+        "a leaf that grows does not index its new pages",
+        RADIX,
+        "for page in new:\n                self._home[page] = node",
+        "for page in new[:1]:\n                self._home[page] = node",
+    ),
+    Bug(
+        "a released leaf is not queued for eviction",
+        RADIX,
+        "if node.pages[-1] == page and not node.children:\n            self._enqueue(node)",
+        "if node.pages[-1] == page and not node.children and node.parent is None:\n"
+        "            self._enqueue(node)",
+    ),
+    Bug(
+        "what was used again is evicted at its old age",
+        RADIX,
+        "if used != node.last_used:",
+        "if used > node.last_used:",
+    ),
+    Bug(
+        "a slot leaks after an abort",
+        SCHEDULER,
+        "self._free_slots.append(request.slot)",
+        'if request.finish != "abort":\n            self._free_slots.append(request.slot)',
+    ),
+    Bug(
+        "the position after a cache hit is wrong",
+        SCHEDULER,
+        "request.scheduled = len(shared) * self.limits.page_size\n        if not",
+        "request.scheduled = max(0, len(shared) * self.limits.page_size - 1)\n        if not",
+    ),
+    Bug(
+        "a page is kept through a preemption",
+        SCHEDULER,
+        "self.pool.drop(request.pages)\n",
+        "self.pool.drop(request.pages[request.preempting :])\n",
+    ),
+    Bug(
+        "a preempted request keeps its place in the device tables",
+        SCHEDULER,
+        "request.scheduled = request.prefill_end = 0",
+        "request.prefill_end = 0",
+    ),
+    Bug(
+        "a plan is half applied before it is refused",
+        SCHEDULER,
+        "        matches = validate(plan, self)\n        events: list[Event] = []\n"
+        "        for rid in plan.preempt:\n            events += self._preempt(self.running[rid])\n",
+        "        events: list[Event] = []\n"
+        "        for rid in plan.preempt:\n            events += self._preempt(self.running[rid])\n"
+        "        matches = validate(plan, self)\n",
+    ),
+    Bug(
+        "an aborted request's promise is kept",
+        SCHEDULER,
+        "request.finish = reason\n        self._void_promise(request)",
+        'request.finish = reason\n        if reason != "abort":\n'
+        "            self._void_promise(request)",
+    ),
+    Bug(
+        "generated tokens beyond the last known one enter the cache",
+        SCHEDULER,
+        "end = min(request.scheduled, len(request.tokens)) // size",
+        "end = min(request.scheduled, len(request.tokens) + 1) // size",
+    ),
+    Bug(
+        "the first row of a request does not name the pages it shares",
+        SCHEDULER,
+        "first = 0 if admitted else old",
+        "first = old",
+    ),
+    Bug(
+        "prompts that share a prefix in progress compute it twice",
+        LEDGER,
+        "if key is not None and key in self._computing:",
+        "if key is not None and not self._computing:",
+    ),
+    Bug(
+        "the prefix cache survives a failed step",
+        SCHEDULER,
+        "self.pool.forget_all()",
+        "pass",
+    ),
+    Bug(
+        "a large request is overtaken for ever",
+        LEDGER,
+        "self.closed = len(self._refusals) > failed",
+        "self.closed = False",
+    ),
+    Bug(
+        "a zombie row's token is kept",
+        SCHEDULER,
+        "            if request.finish is None:\n                if token is not None:",
+        "            if request.finish in (None, 'stop'):\n                if token is not None:",
+    ),
+]
+
+
+def copy_of_the_project(folder: Path) -> None:
+    """Package, tests and settings; model files are linked."""
+    ignore = shutil.ignore_patterns("__pycache__", ".*", "model")
+    for part in ("minisgl", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=ignore)
+    model = ROOT / "minisgl" / "tiny" / "model"
+    if model.exists():
+        (folder / "minisgl" / "tiny" / "model").symlink_to(model)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def is_caught(bug: Bug, folder: Path) -> bool:
+    """Plant the bug in the copy, run its tests, mend the copy again."""
+    path = folder / bug.file
+    text = path.read_text()
+    if text.count(bug.right) != 1:
+        raise ValueError(f"{bug.name}: its code stands {text.count(bug.right)} times in {bug.file}")
+    path.write_text(text.replace(bug.right, bug.wrong))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-cov", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "CI": "true"}
+    try:
+        run = subprocess.run(
+            [*command, *bug.tests], cwd=folder, env=environment, capture_output=True, timeout=600
+        )
+    finally:
+        path.write_text(text)
+    if run.returncode not in (0, 1):
+        raise RuntimeError(f"{bug.name}: pytest itself failed\n{run.stdout.decode()[-2000:]}")
+    return run.returncode == 1
+
+
+def main(parts: list[str]) -> int:
+    """Print what became of each bug; the number of those that nothing caught."""
+    missed = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_of_the_project(folder)
+        for bug in BUGS:
+            if parts and not any(part in bug.name for part in parts):
+                continue
+            caught = is_caught(bug, folder)
+            missed += not caught
+            print("caught" if caught else "MISSED", bug.name, flush=True)
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
