@@ -1,7 +1,7 @@
 """A model folder's tokenizer files, read into a codec.
 
-``tokenizer.json`` is read here, fast. A folder that has only an older format is left to transformers,
-which converts it and takes seconds to import. No code of a model folder ever runs.
+``tokenizer.json`` is read here, fast. A folder that has only an older format is left to
+transformers, which converts it and takes seconds to import. No code of a model folder ever runs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def _convert(folder: Path) -> Tokenizer:
     except Exception as error:  # anything may be wrong with a file in an unknown format
         raise ValueError(
             f"{folder} has no tokenizer.json and transformers cannot convert what it has: {error}; "
-            "save it with save_pretrained() where it loads, and use the tokenizer.json that makes"
+            "install sentencepiece and protobuf, which it may need for that, or save the tokenizer with "
+            "save_pretrained() where it loads and use the tokenizer.json that makes"
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -70,7 +70,7 @@ def test_conversations_are_as_with_transformers(trained: str, name: str, tmp_pat
 @pytest.mark.parametrize("flags", [{}, {"add_bos_token": True}, {"add_bos_token": False}])
 @pytest.mark.parametrize("eos", [{}, {"add_eos_token": True}])
 def test_the_frame_of_a_plain_prompt_follows_the_configuration(
-    flags: dict[str, bool], eos: dict[str, bool], tmp_path: Path
+    flags: dict[str, Any], eos: dict[str, Any], tmp_path: Path
 ) -> None:
     codec = open_codec(save(tmp_path, TRAINED["byte_fallback"](), **flags, **eos))
     ids = codec.encode("<s>hello")
@@ -158,9 +158,9 @@ def test_an_older_format_that_cannot_be_converted_is_refused_with_the_way_out(
 
 
 def test_what_is_no_text_is_refused(folder: Path) -> None:
-    codec = open_codec(folder)
+    codec, data = open_codec(folder), cast(Any, b"x")
     with pytest.raises(TypeError, match="a prompt must be a string, got b'x'"):
-        codec.encode(b"x")  # type: ignore[arg-type]
+        codec.encode(data)
     with pytest.raises(ValueError, match="character 2 of the prompt is half of a surrogate"):
         codec.encode("ab\ud83d")
 

@@ -1,4 +1,4 @@
-"""Chat templates are other people's programs: what they may not do, and what is said when they fail."""
+"""Chat templates are other people's programs: what they may not do, what is said when they fail."""
 
 from __future__ import annotations
 
@@ -99,9 +99,13 @@ def test_a_template_that_cannot_be_parsed_is_named_at_once() -> None:
         "{% for i in range(99999) %}{% for j in range(99999) %}{{ i }}{% endfor %}{% endfor %}",
     ],
 )
-def test_an_attack_ends_as_a_refusal(attack: str) -> None:
-    with pytest.raises(ValueError, match="refuses these messages|cannot be parsed"):
-        render(attack)
+def test_an_attack_ends_as_a_refusal_or_sees_nothing(attack: str) -> None:
+    try:
+        seen = render(attack)
+    except ValueError as error:
+        seen = ""
+        assert "refuses these messages" in str(error)
+    assert seen == ""
 
 
 def test_a_long_conversation_is_no_attack() -> None:

@@ -1,4 +1,4 @@
-"""Small tokenizers trained on the spot, saved as model folders; and templates written for the tests."""
+"""Small tokenizers trained on the spot, saved as model folders, and templates for them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ WORDS = ["hello", "world", "the", "cat", "año", "naïve", "日本語", "при�
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
-CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']
- + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+CHATML = """{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}
+{% endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\n' }}
+{% endif %}"""
 WITH_BOS = """{{- bos_token }}
 {%- for message in messages %}
     {%- set turn = '[' ~ message.role ~ ']\n' ~ (message['content'] | trim) ~ eos_token %}
@@ -45,7 +49,8 @@ On {{ strftime_now('%Y') | length }} digits; {{ ns.system }}; {{ tools is none }
 {% if add_generation_prompt %}assistant:{% endif %}
 """
 STRICT = """{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
-{{ raise_exception('roles must alternate user/assistant') }}{% endif %}<{{ m.role }}>{{ m.content }}{% endfor %}"""
+{{ raise_exception('roles must alternate user/assistant') }}{% endif %}
+<{{ m.role }}>{{ m.content }}{% endfor %}"""
 TEMPLATES = {"chatml": CHATML, "bos": WITH_BOS, "tools": WITH_TOOLS, "strict": STRICT}
 
 
@@ -120,7 +125,7 @@ def save(folder: Path, tokenizer: Tokenizer, template: str | None = None, **conf
     written = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
-        "eos_token": {"content": "</s>", "special": True},
+        "eos_token": {"__type": "AddedToken", "content": "</s>", "special": True},
         "clean_up_tokenization_spaces": False,
         **config,
     }
