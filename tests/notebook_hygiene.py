@@ -61,6 +61,8 @@ def _cell_problems(cell: dict[str, Any], order: int) -> Iterator[str]:
     lines = [line for line in lines if not line.lstrip().startswith("#")]
     if len(lines) > MAX_LINES:
         yield f"has {len(lines)} lines, at most {MAX_LINES}; a long cell is a missing function"
+    if cell["source"].rstrip().endswith(";"):
+        yield "ends with ';', which nbval does not obey; end with an assignment or with what to show"
     for output in cell["outputs"]:
         data = output.get("data", {})
         if output["output_type"] == "error" and "raises-exception" not in _tags(cell):
@@ -81,7 +83,8 @@ def _described(output: dict[str, Any]) -> bool:
     """Whether a person who does not see the image gets words: ``alt`` metadata, an SVG's own title,
     or a plain text that is more than the object's repr."""
     data = output["data"]
-    if output.get("metadata", {}).get("alt"):
+    notes = output.get("metadata", {})  # of the output, and of each kind of its data
+    if any(note.get("alt") for note in (notes, *(notes.get(kind, {}) for kind in _IMAGES))):
         return True
     svg = "".join(data.get("image/svg+xml", ""))
     if "<title" in svg or "aria-label" in svg:

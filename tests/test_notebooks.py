@@ -61,7 +61,9 @@ def check(tmp_path: Path) -> Any:
 def test_a_notebook_that_was_run_top_to_bottom_passes(check: Any) -> None:
     picture = shown(image__png="iVBO", text__plain="A tree of three nodes")
     described = shown({"alt": "lanes of two requests"}, image__png="iVBO")
-    assert check(TITLE, code("1", 1, SAID), code("", None), code("2", 2, picture, described)) == []
+    by_kind = shown({"image/png": {"alt": "lanes"}}, image__png="iVBO")
+    shows = code("2", 2, picture, described, by_kind)
+    assert check(TITLE, code("1", 1, SAID), code("", None), shows) == []
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ def test_a_notebook_that_was_run_top_to_bottom_passes(check: Any) -> None:
         ([TITLE, code("1", None, SAID)], "was run as number None"),
         ([TITLE, code("1", 1)], "shows nothing"),
         ([TITLE, code("x\n" * (MAX_LINES + 1), 1, SAID)], f"has {MAX_LINES + 1} lines"),
+        ([TITLE, code("plot();", 1, SAID)], "ends with ';'"),
         ([TITLE, code("1", 1, FAILED)], "stores an error (KeyError)"),
         ([TITLE, code("1", 1, WIDGET)], "stores a widget view"),
         ([TITLE, code("1", 1, shown(image__png="iVBO"))], "without alternative text"),

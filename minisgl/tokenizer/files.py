@@ -75,8 +75,8 @@ def _convert(folder: Path) -> Tokenizer:
     except Exception as error:  # anything may be wrong with a file in an unknown format
         raise ValueError(
             f"{folder} has no tokenizer.json and transformers cannot convert what it has: {error}; "
-            "install sentencepiece and protobuf, which it may need for that, or save the tokenizer with "
-            "save_pretrained() where it loads and use the tokenizer.json that makes"
+            "install sentencepiece and protobuf, which it may need for that, or save the tokenizer "
+            "with save_pretrained() where it loads and use the tokenizer.json that makes"
         ) from error
 
 
