@@ -126,7 +126,8 @@ BUGS = [
     Bug(
         "a plan is half applied before it is refused",
         SCHEDULER,
-        "        matches = validate(plan, self)\n        events: list[Event] = []\n"
+        "        matches = validate(plan, self)\n"
+        "        events: list[Event] = []\n"
         "        for rid in plan.preempt:\n            events += self._preempt(self.running[rid])\n",
         "        events: list[Event] = []\n"
         "        for rid in plan.preempt:\n            events += self._preempt(self.running[rid])\n"

@@ -1,0 +1,100 @@
+"""The command line: ``minisgl`` is ``python -m minisgl``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import Field, fields
+from typing import Any
+
+from minisgl.config import AUTO, EngineConfig
+
+_SERVING = """\
+minisgl: serving is not built yet. It comes with a later version, and with it --shell and --port.
+What runs today:
+    minisgl demo [--model {model}]
+    python -c "import minisgl; print(minisgl.load({model!r}))\""""
+
+
+def _whole_number(text: str) -> int | str:
+    return text if text == AUTO else int(text)
+
+
+def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
+    flag, doc = "--" + option.name.replace("_", "-"), option.metadata["doc"].replace("%", "%%")
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{doc} ({option.default})"}
+    if isinstance(option.default, bool):
+        settings["action"] = argparse.BooleanOptionalAction
+    elif option.metadata["choices"]:
+        settings["choices"] = option.metadata["choices"]
+    else:
+        settings |= {"type": _whole_number, "metavar": "N"}
+    group.add_argument(flag, **settings)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option; the engine's options are the fields of ``EngineConfig``."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--model",
+        "--model-path",
+        default=argparse.SUPPRESS,
+        help="tiny (the embedded model, the default), a checkpoint's folder or a Hugging Face id",
+    )
+    engine = common.add_argument_group("engine")
+    for option in fields(EngineConfig):
+        _add_option(engine, option)
+
+    top = argparse.ArgumentParser(
+        prog="minisgl",
+        description="An LLM inference engine that can be stepped. Without a command: serve.",
+        parents=[common],
+    )
+    serving = top.add_argument_group("serving")
+    serving.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    serving.add_argument("--port", type=int, default=1919, help="port to listen at (1919)")
+    serving.add_argument("--shell", action="store_true", help="chat in this terminal instead")
+    commands = top.add_subparsers(dest="command", metavar="{demo}")
+    demo = commands.add_parser(
+        "demo",
+        parents=[common],
+        help="ten requests through the embedded model, one batch at a time",
+        description="Ten requests, one batch at a time; then the same with one toggle off each.",
+    )
+    demo.add_argument(
+        "--picture", metavar="FILE", help="also draw who ran when, as .svg, .png or .pdf"
+    )
+    return top
+
+
+def config_of(arguments: argparse.Namespace) -> EngineConfig:
+    """The configuration that the given engine options make."""
+    given = vars(arguments)
+    names = [option.name for option in fields(EngineConfig) if option.name in given]
+    return EngineConfig(**{name: given[name] for name in names})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 2 if it cannot be done as asked, after saying why."""
+    arguments = parser().parse_args(argv)
+    model = getattr(arguments, "model", "tiny")
+    try:
+        config = config_of(arguments)
+        if arguments.command is None:
+            print(_SERVING.format(model=model), file=sys.stderr)
+            return 2
+        from minisgl import demo  # torch takes seconds to import; --help should not
+
+        for line in demo.run(model, config, picture=arguments.picture):
+            print(line, flush=True)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"minisgl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

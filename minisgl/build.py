@@ -1,0 +1,73 @@
+"""Where the parts are picked and put together: the one place that knows both columns."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from minisgl.config import EngineConfig, Hardware, resolve
+from minisgl.engine.engine import Engine
+from minisgl.engine.runner import HashRunner, Runner
+from minisgl.models.config import ModelConfig
+from minisgl.models.hub import locate
+from minisgl.registry import find
+from minisgl.scheduler.scheduler import Scheduler
+from minisgl.tokenizer import load_codec
+
+
+def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggles: Any) -> Engine:
+    """An engine that is ready to step.
+
+    model: "tiny" (the embedded model), a folder with a Hugging Face checkpoint, or a Hugging Face id.
+    toggles: any field of ``EngineConfig``, changing ``config``.
+    A folder without tokenizer files loads; then prompts are token ids.
+    Raises ValueError, FileNotFoundError or ConnectionError that says what is wrong with the model
+    or the configuration, and what would do.
+    """
+    wanted = (config or EngineConfig()).but(**toggles)
+    folder = locate(str(model))
+    described = ModelConfig.read(folder)
+    final = resolve(wanted, hardware(), os.environ, described.facts())
+    codec = load_codec(folder)
+    policy = final.policy if callable(final.policy) else find("policy", final.policy)
+    cache = find("prefix_cache", final.prefix_cache)(final.limits.page_size)
+    scheduler = Scheduler(final.limits, policy, cache, described.eos_ids)
+    runner = _runner(folder, described, final)
+    return Engine(scheduler, runner, final, vocab_size=described.vocab_size, codec=codec)
+
+
+def hardware() -> Hardware:
+    """The machine this process runs on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Hardware(cores=cores or 1, memory=_free_memory(), **_gpus())
+
+
+def _runner(folder: Path, described: ModelConfig, config: EngineConfig) -> Runner:
+    limits = config.limits
+    if config.runner == "hash":
+        sizes = (limits.num_pages, limits.page_size, limits.max_running)
+        return HashRunner(*sizes, described.vocab_size)
+    from minisgl.executor.torch_runner import load_runner  # torch takes seconds to import
+
+    return load_runner(folder, config, described)
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take, as the kernel estimates; half of all where it cannot."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _gpus() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    names = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return {"gpus": names, "gpu_memory": torch.cuda.mem_get_info()[0]}
