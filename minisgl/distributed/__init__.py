@@ -1,0 +1,1 @@
+"""Ranks that share each layer, and what they exchange."""

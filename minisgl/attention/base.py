@@ -1,0 +1,61 @@
+"""What every attention backend is given, and what it answers.
+
+The KV pool's layout is (num_pages, page_size, kv_heads, head_dim) for keys and for values, on each
+layer; "NHD" in FlashInfer. Source: Kwon et al. 2023 (PagedAttention), sec. 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+
+
+class Meta(NamedTuple):
+    """Where the rows of one batch read and write. Tokens lie row after row, in batch order."""
+
+    starts: Ints  # (rows,) on the host: the first new position of each row
+    lengths: Ints  # (rows,) on the host: how many new positions
+    pages: Tensor  # (rows, n) int32: entry j holds a row's positions from j * page_size on;
+    # past a row's last page it names any page
+    locations: Tensor  # (tokens,) int64: page * page_size + offset of each new position
+
+
+class Pool(Protocol):
+    """The KV pages as an attention backend uses them."""
+
+    page_size: int
+    keys: Sequence[Tensor]  # per layer (num_pages, page_size, kv_heads, head_dim)
+    values: Sequence[Tensor]
+
+    def write(self, layer: int, locations: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k, v: (tokens, kv_heads, head_dim) at flat positions ``locations``."""
+        ...
+
+
+class Attention(Protocol):
+    """Built once per runner as ``Backend(pool, windows)``; used by one thread.
+
+    windows: per layer, how many of the newest positions a token sees, itself included; None: all.
+    An empty sequence: None for every layer.
+    """
+
+    def __init__(self, pool: Pool, windows: Sequence[int | None]) -> None: ...
+
+    def prepare(self, meta: Meta) -> None:
+        """Get ready for one batch: all that does not depend on the layer."""
+        ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store k and v in the prepared batch's pages, then attend q over each row's pages.
+
+        q: (tokens, heads, head_dim); k, v: (tokens, kv_heads, head_dim). A token sees the positions
+        of its own row up to its own. Scores are scaled by head_dim ** -0.5.
+        Returns (tokens, heads * head_dim), which the caller owns.
+        """
+        ...

@@ -1,0 +1,151 @@
+"""One batch through the model, here and now. Knows no threads, processes or launch order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minisgl import registry
+from minisgl.attention.base import Attention, Ints, Meta
+from minisgl.config import EngineConfig
+from minisgl.core import Batch, Outcome, SamplingParams, Span
+from minisgl.distributed.group import Group, share_kv_heads
+from minisgl.executor.kv_pool import KVPool
+from minisgl.executor.sampler import sample
+from minisgl.executor.tables import Staging, Tables
+from minisgl.models.config import ModelConfig
+from minisgl.models.decoder import Decoder
+
+_FED_BACK = (0,)  # stands where a row's token is on the device already
+
+
+class Forward:
+    """A model with its pages and tables. Used by one thread, which gives it batches in launch
+    order.
+
+    config: resolved, so that its sizes are numbers. depth: batches that may be in flight.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        model_config: ModelConfig,
+        config: EngineConfig,
+        group: Group,
+        depth: int,
+    ) -> None:
+        limits = config.limits
+        self._model, self._page_size = model, limits.page_size
+        self._pool = KVPool(
+            model_config.num_layers,
+            limits.num_pages,
+            limits.page_size,
+            len(share_kv_heads(model_config.num_kv_heads, group)),
+            model_config.head_dim,
+            model.dtype,
+            model.device,
+        )
+        max_pages = -(-limits.max_seq_len // limits.page_size)
+        self._tables = Tables(limits.max_running, max_pages, model.device)
+        self._staging = Staging(depth, model.device)
+        backend = registry.find("attention", config.attention)
+        self._attention: Attention = backend(self._pool, model_config.traits.windows)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Outcome:
+        """Compute a batch and wait for its tokens. Its time is a span on the lane "device"."""
+        begin = perf_counter()
+        sampled = self._compute(batch)
+        tokens = iter(() if sampled is None else sampled.tolist())
+        out = tuple(next(tokens) if row.emits else None for row in batch.rows)
+        span = Span("device", f"step {batch.step}", begin, perf_counter())
+        return Outcome(batch.step, out, (span,))
+
+    def _compute(self, batch: Batch) -> Tensor | None:
+        """Up to the sampled tokens, which stay on the device: (emitting rows,), None without."""
+        inputs = self._stage(batch)
+        self._attention.prepare(inputs.meta)
+        hidden = self._model(inputs.ids, inputs.positions, self._attention.attend)
+        if not inputs.sampling:
+            return None
+        tokens = sample(self._model.logits(hidden[inputs.sampling_tokens]), inputs.sampling)
+        self._tables.last[inputs.sampling_slots] = tokens
+        return tokens
+
+    def _stage(self, batch: Batch) -> _Inputs:
+        """Bring the page table up to date and lay the batch out, token after token.
+
+        Work is per row only where a row brings pages or tokens; the rest is numpy.
+        """
+        _, slots_, starts_, lengths_, ids_, first_, new_, emits_, sampling = zip(
+            *batch.rows, strict=True
+        )
+        slots, starts, lengths = np.array(slots_), np.array(starts_), np.array(lengths_)
+        emits = np.array(emits_, dtype=bool)
+        entries, pages = self._new_entries(slots, np.array(first_), new_)
+        last_token = lengths.cumsum() - 1
+        fed_back = np.array([ids is None for ids in ids_])
+        given = chain.from_iterable(_FED_BACK if ids is None else ids for ids in ids_)
+        ids = np.fromiter(given, np.int64)
+        assert len(ids) == last_token[-1] + 1, f"{len(ids)} ids for {last_token[-1] + 1} positions"
+        sent = self._staging.send(
+            entries,
+            pages,
+            slots,
+            np.repeat(slots, lengths),
+            _ranges(starts, lengths),
+            ids,
+            last_token[fed_back],
+            slots[fed_back],
+            last_token[emits],
+            slots[emits],
+        )
+        entry, page, slot, token_slot, position, id_, fed_token, fed_slot, sampled, into = sent
+        tables, size = self._tables, self._page_size
+        # first of all: later batches count on these pages even if this one fails
+        tables.pages.view(-1)[entry] = page.int()
+        id_[fed_token] = tables.last[fed_slot]
+        at = tables.pages[token_slot, position // size] * size + position % size
+        width = -(-int((starts + lengths).max()) // size)
+        meta = Meta(starts, lengths, tables.pages[slot, :width], at)
+        chosen = [params for params, emit in zip(sampling, emits_, strict=True) if emit]
+        return _Inputs(id_, position, meta, sampled, into, chosen)
+
+    def _new_entries(
+        self, slots: Ints, first: Ints, new: Sequence[tuple[int, ...]]
+    ) -> tuple[Ints, Ints]:
+        """Which entries of the flat page table change, and to which pages."""
+        counts = np.fromiter(map(len, new), np.int64, len(new))
+        width = self._tables.pages.shape[1]
+        if (first + counts > width).any():
+            row = int((first + counts).argmax())
+            raise ValueError(
+                f"slot {slots[row]} was given {first[row] + counts[row]} pages; "
+                f"its table has {width}"
+            )
+        return _ranges(slots * width + first, counts), np.fromiter(
+            chain.from_iterable(new), np.int64
+        )
+
+
+class _Inputs(NamedTuple):
+    """A batch as the model takes it, on the device but for ``sampling``."""
+
+    ids: Tensor  # (tokens,)
+    positions: Tensor  # (tokens,)
+    meta: Meta
+    sampling_tokens: Tensor  # (emitting rows,): the token whose hidden state each samples from
+    sampling_slots: Tensor  # (emitting rows,)
+    sampling: list[SamplingParams]  # of the emitting rows
+
+
+def _ranges(starts: Ints, lengths: Ints) -> Ints:
+    """range(starts[i], starts[i] + lengths[i]) for each i, one after the other."""
+    before = lengths.cumsum() - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))

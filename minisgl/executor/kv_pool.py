@@ -1,0 +1,43 @@
+"""The memory that holds every key and value. It knows pages and positions, and no requests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVPool:
+    """``num_pages`` pages of ``page_size`` positions, on each layer, for keys and for values.
+
+    ``keys[layer]``, ``values[layer]``: (num_pages, page_size, kv_heads, head_dim). Who holds which
+    page is the scheduler's business; the one writer is the thread that computes batches.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.page_size = page_size
+        # Zeros, for a masked position has weight 0 and 0 * NaN is NaN. On a CPU they cost nothing
+        # before they are touched.
+        shape = (num_pages, page_size, kv_heads, head_dim)
+        self.keys, self.values = (
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+            for _ in range(2)
+        )
+        self._flat = [
+            (keys.flatten(0, 1), values.flatten(0, 1))
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+
+    def write(self, layer: int, locations: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store k, v: (tokens, kv_heads, head_dim) at flat positions ``locations``: (tokens,)."""
+        keys, values = self._flat[layer]
+        keys.index_copy_(0, locations, k)
+        values.index_copy_(0, locations, v)

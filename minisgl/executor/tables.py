@@ -1,0 +1,52 @@
+"""What the device remembers of each slot between batches, and how a batch's numbers get there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minisgl.attention.base import Ints
+
+
+class Tables:
+    """One row per slot. The one writer is the thread that computes batches, from the batches alone.
+
+    pages: (slots, max_pages) int32, entry j holding the slot's positions from j * page_size on.
+    last: (slots,) int64, the token sampled last, which a decode step feeds back.
+    """
+
+    def __init__(self, slots: int, max_pages: int, device: torch.device) -> None:
+        self.pages = torch.zeros(slots, max_pages, dtype=torch.int32, device=device)
+        self.last = torch.zeros(slots, dtype=torch.int64, device=device)
+
+
+class Staging:
+    """Takes a batch's small integers to the device in one copy.
+
+    A ring of ``depth`` flat host buffers, pinned where the device is a GPU, so that one can be
+    filled while those before it are still being copied. On a CPU the buffer is the device's own
+    memory and nothing is copied: what ``send`` returned is valid until ``depth`` further calls.
+    """
+
+    def __init__(self, depth: int, device: torch.device) -> None:
+        self._device = device
+        self._ring = [self._buffer(4096) for _ in range(depth)]
+        self._next = 0
+
+    def send(self, *parts: Ints) -> Sequence[Tensor]:
+        """The same parts as int64 tensors on the device."""
+        sizes = [len(part) for part in parts]
+        total, self._next = sum(sizes), (self._next + 1) % len(self._ring)
+        if total > len(self._ring[self._next]):
+            self._ring[self._next] = self._buffer(2 * total)
+        buffer, begin = self._ring[self._next], 0
+        view = buffer.numpy()
+        for part in parts:
+            view[begin : begin + len(part)] = part
+            begin += len(part)
+        return buffer[:total].to(self._device, non_blocking=True).split_with_sizes(sizes)
+
+    def _buffer(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")

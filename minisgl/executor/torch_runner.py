@@ -1,0 +1,90 @@
+"""The runner that computes a model with torch, on one thread of its own, in launch order."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from minisgl import registry
+from minisgl.config import EngineConfig
+from minisgl.core import Batch
+from minisgl.distributed.group import ALONE, Group
+from minisgl.engine.runner import Launch
+from minisgl.executor.forward import Forward
+from minisgl.models.config import ModelConfig
+from minisgl.models.decoder import Decoder
+from minisgl.models.weights import Weights
+
+
+class TorchRunner:
+    """Batches computed while the host plans the next ones: torch works without holding Python's
+    lock.
+
+    A runner dropped without ``close`` ends its thread when it is collected, or when Python exits.
+    """
+
+    def __init__(self, forward: Forward, threads: int) -> None:
+        self._forward: Forward | None = forward
+        self._worker = ThreadPoolExecutor(1, "minisgl-device", _use_threads, (threads,))
+
+    def launch(self, batch: Batch) -> Launch:
+        """Queue a batch and return at once.
+
+        Its ``result`` raises, each time, what computing it raised; later batches are computed all
+        the same. Raises RuntimeError on a closed runner.
+        """
+        if self._forward is None:
+            raise RuntimeError(
+                f"step {batch.step} was launched on a closed runner; load a new engine"
+            )
+        return self._worker.submit(self._forward.run, batch)
+
+    def close(self) -> None:
+        """Finish what was launched, end the thread, forget weights and pages."""
+        self._worker.shutdown(wait=True)
+        self._forward = None
+
+
+def load_runner(
+    folder: Path,
+    model_config: ModelConfig,
+    config: EngineConfig,
+    depth: int,
+    group: Group = ALONE,
+) -> TorchRunner:
+    """Read this rank's part of the weights in ``folder`` and make a runner of them.
+
+    config: resolved. depth: batches that may be in flight.
+    Raises what ``Weights`` raises, and ValueError for layers that tp cannot share.
+    """
+    model = load_model(folder, model_config, config, group)
+    threads = config.threads
+    assert not isinstance(threads, str), "the configuration is resolved"
+    return TorchRunner(Forward(model, model_config, config, group, depth), threads)
+
+
+def load_model(
+    folder: Path, model_config: ModelConfig, config: EngineConfig, group: Group = ALONE
+) -> Decoder:
+    """This rank's part of the model in ``folder``, in the dtype and on the device of ``config``."""
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    with Weights(folder, dtype, torch.device(config.device)) as weights:
+        if model_config.tied:
+            weights.ignore("lm_head.weight")  # many checkpoints store the tied head all the same
+        model: Decoder = registry.find("model", model_config.architecture)(
+            weights, model_config, group
+        )
+    return model
+
+
+def _use_threads(count: int) -> None:
+    """Set how many CPU threads torch uses for what the calling thread computes.
+
+    OpenMP and MKL keep that number per calling thread, so two engines do not change each other's.
+    The call after it counts: torch reads the process-wide default, which set_num_threads changes
+    too, on a thread's first look, and the default may be another engine's by then.
+    """
+    torch.set_num_threads(count)
+    torch.get_num_threads()

@@ -1,0 +1,123 @@
+"""Linear layers whose weight is one tensor on each rank, filled part by part from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisgl.distributed.group import Group, share
+from minisgl.layers.activation import silu_and_mul
+from minisgl.layers.source import Source
+
+
+class Part(NamedTuple):
+    """The rows of one stored matrix that this rank owns."""
+
+    name: str  # without ".weight"
+    total: int  # rows of the stored matrix
+    rows: range
+
+
+class ColumnLinear:
+    """y = x W^T + b for this rank's outputs: rows of several stored matrices, stacked once."""
+
+    def __init__(self, source: Source, parts: Sequence[Part], in_features: int, bias: bool) -> None:
+        out_features = sum(len(part.rows) for part in parts)
+        self.weight = source.empty(out_features, in_features)
+        self.bias = source.empty(out_features) if bias else None
+        begin = 0
+        for part in parts:
+            end, first = begin + len(part.rows), part.rows.start
+            shape = (part.total, in_features)
+            source.fill(self.weight[begin:end], f"{part.name}.weight", shape, (first, 0))
+            if self.bias is not None:
+                source.fill(self.bias[begin:end], f"{part.name}.bias", (part.total,), (first,))
+            begin = end
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (tokens, in_features). Returns (tokens, this rank's outputs)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class RowLinear:
+    """y = x W^T + b where each rank holds some of x's columns and of W's; y is whole on each."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        in_features: int,
+        columns: range,
+        out_features: int,
+        bias: bool,
+        group: Group,
+    ) -> None:
+        self.weight = source.empty(out_features, len(columns))
+        source.fill(self.weight, f"{name}.weight", (out_features, in_features), (0, columns.start))
+        self.bias = source.empty(out_features) if bias else None
+        if self.bias is not None:
+            source.fill(self.bias, f"{name}.bias", (out_features,))
+        self._group = group
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (tokens, this rank's columns). Returns (tokens, out_features)."""
+        y = self._group.all_reduce(F.linear(x, self.weight))
+        return y if self.bias is None else y.add_(self.bias)  # once, not once per rank
+
+
+def qkv_linear(
+    source: Source,
+    name: str,
+    hidden_size: int,
+    head_dim: int,
+    heads: tuple[int, range],
+    kv_heads: tuple[int, range],
+    bias: bool,
+) -> ColumnLinear:
+    """The projections to queries, keys and values as one matrix.
+
+    heads, kv_heads: how many the model has, and which of them this rank owns.
+    Its output is (tokens, (q + k + v heads of this rank) * head_dim), in that order.
+    """
+    parts = [
+        Part(
+            f"{name}.{projection}",
+            total * head_dim,
+            range(own.start * head_dim, own.stop * head_dim),
+        )
+        for projection, (total, own) in (
+            ("q_proj", heads),
+            ("k_proj", kv_heads),
+            ("v_proj", kv_heads),
+        )
+    ]
+    return ColumnLinear(source, parts, hidden_size, bias)
+
+
+class GatedMLP:
+    """down(silu(gate(x)) * up(x)), gate and up as one matrix. Source: Shazeer 2020 (SwiGLU)."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        hidden_size: int,
+        intermediate_size: int,
+        bias: bool,
+        group: Group,
+    ) -> None:
+        own = share(intermediate_size, group, "MLP columns")
+        parts = [
+            Part(f"{name}.{part}", intermediate_size, own) for part in ("gate_proj", "up_proj")
+        ]
+        self.gate_up = ColumnLinear(source, parts, hidden_size, bias)
+        self.down = RowLinear(
+            source, f"{name}.down_proj", intermediate_size, own, hidden_size, bias, group
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (tokens, hidden_size). Returns the same shape."""
+        return self.down(silu_and_mul(self.gate_up(x)))

@@ -1,0 +1,122 @@
+"""The decoder that all supported architectures are, up to a few traits.
+
+A model file names the traits of its architecture; this file computes them. What would change our
+mind: an architecture whose layer differs in more than a flag or two gets a layer of its own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import final
+
+from torch import Tensor
+
+from minisgl.distributed.group import Group, share, share_kv_heads
+from minisgl.layers.embedding import VocabMatrix
+from minisgl.layers.linear import GatedMLP, RowLinear, qkv_linear
+from minisgl.layers.norm import HeadNorm, RMSNorm
+from minisgl.layers.rotary import Rotary, Rotation, rotate
+from minisgl.layers.source import Source
+from minisgl.models.config import ModelConfig, Traits
+from minisgl.models.fields import Fields
+
+# (layer, q, k, v) -> what the tokens read; shapes in attention.base.Attention.attend
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Decoder(ABC):
+    """Embedding, layers, norm, output head. Construction reads this rank's part of the weights."""
+
+    @staticmethod
+    @abstractmethod
+    def traits(fields: Fields) -> Traits:
+        """What config.json says about the traits of this architecture.
+
+        Raises ValueError, naming the field, for what the architecture does not have.
+        """
+
+    @final
+    def __init__(self, source: Source, config: ModelConfig, group: Group) -> None:
+        vocab, hidden = config.vocab_size, config.hidden_size
+        self.embedding = VocabMatrix(source, "model.embed_tokens", vocab, hidden, group)
+        self.layers = [_Layer(source, layer, config, group) for layer in range(config.num_layers)]
+        self.norm = RMSNorm(source, "model.norm", hidden, config.norm_eps)
+        self.head = (
+            self.embedding if config.tied else VocabMatrix(source, "lm_head", vocab, hidden, group)
+        )
+        weight = self.embedding.weight
+        self.dtype, self.device = weight.dtype, weight.device
+        self.rotary = Rotary(config.rope, config.head_dim, self.device)
+
+    @final
+    def __call__(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """ids, positions: (tokens,). Returns every token's last hidden state: (tokens, hidden)."""
+        rotation = self.rotary.at(positions, self.dtype)
+        residual = self.embedding.embed(ids)
+        x = self.layers[0].attention_norm(residual)
+        for layer, following in zip(self.layers, self._following_norms(), strict=True):
+            x = layer.attention(x, rotation, attend)
+            x, residual = layer.mlp_norm.add(x, residual)
+            x, residual = following.add(layer.mlp(x), residual)
+        return x
+
+    @final
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (rows, hidden_size), the rows that sample. Returns (rows, vocab_size)."""
+        return self.head.logits(hidden)
+
+    def _following_norms(self) -> list[RMSNorm]:
+        return [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+
+
+class _Layer:
+    def __init__(self, source: Source, layer: int, config: ModelConfig, group: Group) -> None:
+        name, hidden = f"model.layers.{layer}", config.hidden_size
+        self.attention_norm = RMSNorm(source, f"{name}.input_layernorm", hidden, config.norm_eps)
+        self.attention = _SelfAttention(source, f"{name}.self_attn", layer, config, group)
+        self.mlp_norm = RMSNorm(source, f"{name}.post_attention_layernorm", hidden, config.norm_eps)
+        bias = config.traits.mlp_bias
+        self.mlp = GatedMLP(source, f"{name}.mlp", hidden, config.intermediate_size, bias, group)
+
+
+class _SelfAttention:
+    def __init__(
+        self, source: Source, name: str, layer: int, config: ModelConfig, group: Group
+    ) -> None:
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        own, own_kv = share(heads, group, "attention heads"), share_kv_heads(kv_heads, group)
+        self.qkv = qkv_linear(
+            source,
+            name,
+            config.hidden_size,
+            dim,
+            (heads, own),
+            (kv_heads, own_kv),
+            config.traits.qkv_bias,
+        )
+        self.head_norm = (
+            HeadNorm(source, name, len(own), len(own_kv), dim, config.norm_eps)
+            if config.traits.head_norm
+            else None
+        )
+        columns = range(own.start * dim, own.stop * dim)
+        self.o = RowLinear(
+            source,
+            f"{name}.o_proj",
+            heads * dim,
+            columns,
+            config.hidden_size,
+            config.traits.o_bias,
+            group,
+        )
+        self._layer, self._heads, self._kv_heads, self._dim = layer, len(own), len(own_kv), dim
+
+    def __call__(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+        """x: (tokens, hidden_size). Returns the same shape."""
+        qkv = self.qkv(x).view(len(x), -1, self._dim)
+        qk, v = qkv.split_with_sizes((self._heads + self._kv_heads, self._kv_heads), 1)
+        if self.head_norm is not None:
+            qk = self.head_norm(qk)
+        q, k = rotate(qk, rotation).split_with_sizes((self._heads, self._kv_heads), 1)
+        return self.o(attend(self._layer, q, k, v))
