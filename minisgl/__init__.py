@@ -1,0 +1,43 @@
+"""minisgl: an LLM inference engine that a person can stop, look into and step.
+
+>>> import minisgl
+>>> engine = minisgl.load("tiny")
+>>> request = engine.add("Once upon a time")
+>>> record = engine.step()  # one batch, and all that was decided about it
+>>> records = engine.run()  # the rest
+>>> print(request.text)
+"""
+
+from __future__ import annotations
+
+from minisgl.config import EngineConfig
+from minisgl.core import (
+    Batch,
+    Outcome,
+    Plan,
+    Refusal,
+    Request,
+    Row,
+    SamplingParams,
+    Span,
+    StepRecord,
+    Why,
+)
+
+from minisgl.build import load  # isort: skip  (a top room: it stands on all that is above)
+
+__version__ = "0.1.0"
+__all__ = [
+    "Batch",
+    "EngineConfig",
+    "Outcome",
+    "Plan",
+    "Refusal",
+    "Request",
+    "Row",
+    "SamplingParams",
+    "Span",
+    "StepRecord",
+    "Why",
+    "load",
+]

@@ -1,38 +1,45 @@
-"""Where the parts are picked and put together: the one place that knows both columns."""
+"""Where the parts are picked and put together: the one place that knows both columns.
+
+The torch side is imported when a model is loaded, not before: torch takes seconds.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minisgl.config import EngineConfig, Hardware, resolve
 from minisgl.engine.engine import Engine
 from minisgl.engine.runner import HashRunner, Runner
-from minisgl.models.config import ModelConfig
-from minisgl.models.hub import locate
 from minisgl.registry import find
 from minisgl.scheduler.scheduler import Scheduler
-from minisgl.tokenizer import load_codec
+
+if TYPE_CHECKING:
+    from minisgl.models.config import ModelConfig
 
 
 def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggles: Any) -> Engine:
     """An engine that is ready to step.
 
-    model: "tiny" (the embedded model), a folder with a Hugging Face checkpoint, or a Hugging Face id.
+    model: "tiny" (the embedded model), a folder with a checkpoint, or a Hugging Face id.
     toggles: any field of ``EngineConfig``, changing ``config``.
     A folder without tokenizer files loads; then prompts are token ids.
     Raises ValueError, FileNotFoundError or ConnectionError that says what is wrong with the model
     or the configuration, and what would do.
     """
+    from minisgl.models.config import ModelConfig
+    from minisgl.models.hub import locate
+    from minisgl.tokenizer import load_codec
+
     wanted = (config or EngineConfig()).but(**toggles)
-    folder = locate(str(model))
+    folder = locate(os.fspath(model))
     described = ModelConfig.read(folder)
     final = resolve(wanted, hardware(), os.environ, described.facts())
     codec = load_codec(folder)
     policy = final.policy if callable(final.policy) else find("policy", final.policy)
     cache = find("prefix_cache", final.prefix_cache)(final.limits.page_size)
-    scheduler = Scheduler(final.limits, policy, cache, described.eos_ids)
+    scheduler = Scheduler(final.limits, policy, cache, described.eos_token_ids)
     runner = _runner(folder, described, final)
     return Engine(scheduler, runner, final, vocab_size=described.vocab_size, codec=codec)
 
@@ -48,13 +55,13 @@ def _runner(folder: Path, described: ModelConfig, config: EngineConfig) -> Runne
     if config.runner == "hash":
         sizes = (limits.num_pages, limits.page_size, limits.max_running)
         return HashRunner(*sizes, described.vocab_size)
-    from minisgl.executor.torch_runner import load_runner  # torch takes seconds to import
+    from minisgl.executor.torch_runner import load_runner
 
-    return load_runner(folder, config, described)
+    return load_runner(folder, described, config, depth=2 if config.overlap else 1)
 
 
 def _free_memory() -> int:
-    """Bytes that this process may still take, as the kernel estimates; half of all where it cannot."""
+    """Bytes this process may still take, as the kernel estimates; half of all where it cannot."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
