@@ -13,7 +13,7 @@ from minisgl.config import AUTO, EngineConfig
 _SERVING = """\
 minisgl: serving is not built yet. It comes with a later version, and with it --shell and --port.
 What runs today:
-    minisgl demo [--model {model}]
+    minisgl demo --model {model}
     python -c "import minisgl; print(minisgl.load({model!r}))\""""
 
 
