@@ -62,7 +62,7 @@ def _cell_problems(cell: dict[str, Any], order: int) -> Iterator[str]:
     if len(lines) > MAX_LINES:
         yield f"has {len(lines)} lines, at most {MAX_LINES}; a long cell is a missing function"
     if cell["source"].rstrip().endswith(";"):
-        yield "ends with ';', which nbval does not obey; end with an assignment or with what to show"
+        yield "ends with ';', which nbval does not obey; assign the value instead"
     for output in cell["outputs"]:
         data = output.get("data", {})
         if output["output_type"] == "error" and "raises-exception" not in _tags(cell):
