@@ -161,5 +161,5 @@ def test_the_continuous_check_is_executable_and_runs_the_readmes_test_command() 
     path = ROOT / ".ci" / "run"
     assert os.access(path, os.X_OK)
     script = path.read_text()
-    assert 'pip install --quiet -e ".[dev]"' in script
+    assert 'pip install -qq -e ".[dev]"' in script
     assert re.search(r"^check pytest$", script, re.MULTILINE)
