@@ -1,0 +1,204 @@
+"""Measure a checkpoint on held-out prompts: `python -m minisgl.tiny.evaluate [DIR] [--n 200]` prints three tables.
+
+Accuracy counts an answer right only if the whole text equals the right answer and the model stopped by itself.
+The gap of a greedy step is the first logit less the second, in nats. Agreement is how often a rounded copy of the
+weights writes the same first 64 tokens. Everything runs in transformers' Qwen3ForCausalLM, float32 unless said.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from minisgl.tiny import path, stories
+from minisgl.tiny.generate import END_OF_TEXT, IM_END, examples, long_chat
+from minisgl.tiny.rounding import linears, round_int4
+from minisgl.tiny.skills import SKILLS, Draw
+
+PERCENTILES = (0.0, 0.1, 1.0, 5.0, 50.0)
+LONG = (250, 500, 1000, 1900)
+
+
+class Prompt(NamedTuple):
+    """A text ready to encode, the right continuation, and the token text that should end it."""
+
+    text: str
+    answer: str
+    end: str
+
+
+class Written(NamedTuple):
+    """What the model wrote: tokens (with the end token, if it came) and the gap of each step (nats)."""
+
+    tokens: list[int]
+    gaps: list[float]
+
+
+def load(folder: Path, device: str = "cpu") -> tuple[Any, Any]:
+    """Tokenizer and float32 model of a checkpoint folder."""
+    from transformers import AutoTokenizer, Qwen3ForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return tokenizer, Qwen3ForCausalLM.from_pretrained(folder).float().to(device).eval()
+
+
+def prompts(tokenizer: Any, skill: str, n: int, seed: int = 1) -> list[Prompt]:
+    """Held-out prompts: a skill of `SKILLS`, "plain" (a story after its title), or "notes-N", "library-N",
+    "mixed-N" (a question after about N words)."""
+    if skill == "plain":
+        out = []
+        for i in range(n):
+            d = Draw(Random(f"plain:{seed}:{i}"), held=True)
+            name = d.name()
+            facts = d.settle(lambda name=name: stories.draw(d.rng, name), lambda f: f.key)  # type: ignore[misc]
+            story = stories.tell(facts)
+            out.append(Prompt(f"The {facts.animal} {story.asks}\n\n", story.text, END_OF_TEXT))
+        return out
+    kind, _, size = skill.partition("-")
+    if size:
+        cases = [long_chat(int(size), seed * 100_000 + i, kind) for i in range(n)]  # type: ignore[arg-type]
+    else:
+        cases = examples(skill, n, seed)
+    return [
+        Prompt(tokenizer.apply_chat_template(m, tokenize=False, add_generation_prompt=True), answer, IM_END)
+        for m, answer in cases
+    ]
+
+
+@torch.inference_mode()
+def greedy(
+    model: Any, ids: Sequence[list[int]], ends: set[int], limit: int, room: int = 32768
+) -> list[Written]:
+    """Greedy continuation of each prompt, at most `limit` tokens; batches of at most `room` prompt tokens."""
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    out: list[Written] = [Written([], []) for _ in ids]
+    while order:
+        size = max(1, min(len(order), 128, room // len(ids[order[-1]])))
+        rows, order = order[-size:], order[:-size]
+        _greedy_batch(model, [ids[i] for i in rows], [out[i] for i in rows], ends, limit)
+    return out
+
+
+def _greedy_batch(model: Any, ids: list[list[int]], out: list[Written], ends: set[int], limit: int) -> None:
+    device = model.device
+    width = max(map(len, ids))
+    tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    cache, live = None, set(range(len(ids)))
+    for _ in range(limit):
+        result = model(
+            tokens, attention_mask=mask, position_ids=position, past_key_values=cache, logits_to_keep=1
+        )
+        cache = result.past_key_values
+        top = result.logits[:, -1].float().topk(2)
+        gap = (top.values[:, 0] - top.values[:, 1]).tolist()
+        best = top.indices[:, 0]
+        for i, token in enumerate(best.tolist()):
+            if i in live:
+                out[i].tokens.append(token)
+                out[i].gaps.append(gap[i])
+                if token in ends:
+                    live.discard(i)
+        if not live:
+            return
+        tokens, position = best[:, None], position[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(ids), 1)], 1)
+
+
+def rounded(model: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of the model whose linear layers hold `change(weight)`."""
+    twin = copy.deepcopy(model)
+    for layer in linears(twin):
+        layer.weight = nn.Parameter(change(layer.weight.detach()), requires_grad=False)
+    return twin
+
+
+def variants(model: Any) -> dict[str, Any]:
+    """The roundings whose texts are compared with the float32 model's."""
+    return {
+        "float16 arithmetic": copy.deepcopy(model).half(),
+        "bfloat16 arithmetic": copy.deepcopy(model).bfloat16(),
+        "int4 weights, group 32": rounded(model, lambda w: round_int4(w, 32)),
+        "int4 weights, group 64": rounded(model, lambda w: round_int4(w, 64)),
+        "int4 weights, group 128": rounded(model, lambda w: round_int4(w, 128)),
+    }
+
+
+def percentiles(values: list[float]) -> list[float]:
+    """`PERCENTILES` of the values, each an observed value."""
+    ordered = sorted(values)
+    return [ordered[min(len(ordered) - 1, int(p / 100 * len(ordered)))] for p in PERCENTILES]
+
+
+def accuracy(tokenizer: Any, model: Any, names: Sequence[str], n: int) -> tuple[list[str], dict[str, list[list[int]]]]:
+    """Lines of the accuracy and gap table, and the prompts' tokens by skill. Prints two wrong answers a skill."""
+    ends = set(tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END]))
+    lines = [
+        "| skill | prompts | right | stopped | mean prompt (tokens) | gap min | 0.1 % | 1 % | 5 % | 50 % |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    encoded: dict[str, list[list[int]]] = {}
+    every: list[float] = []
+    for name in names:
+        cases = prompts(tokenizer, name, n)
+        ids = [tokenizer(c.text, add_special_tokens=False)["input_ids"] for c in cases]
+        written = greedy(model, ids, ends, 320)
+        right = stopped = shown = 0
+        for case, w in zip(cases, written):
+            stops = w.tokens[-1] in ends
+            text = tokenizer.decode(w.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            good = text == case.answer + case.end
+            right, stopped = right + good, stopped + stops
+            if not good and shown < 2:
+                shown += 1
+                print(f"wrong, {name}: ...{case.text[-120:]!r}\n  wrote {text!r}\n  right {case.answer!r}")
+        gaps = [g for w in written for g in w.gaps]
+        every += gaps
+        encoded[name] = ids
+        mean = sum(map(len, ids)) / len(ids)
+        lines.append(_row(name, len(cases), right / n, stopped / n, mean, gaps))
+    lines.append(f"| all, {len(every)} steps | | | | | " + " | ".join(f"{g:.2f}" for g in percentiles(every)) + " |")
+    return lines, encoded
+
+
+def _row(name: str, n: int, right: float, stopped: float, mean: float, gaps: list[float]) -> str:
+    numbers = " | ".join(f"{g:.2f}" for g in percentiles(gaps))
+    return f"| {name} | {n} | {100 * right:.1f} % | {100 * stopped:.1f} % | {mean:.0f} | {numbers} |"
+
+
+def agreement(model: Any, ends: set[int], encoded: dict[str, list[list[int]]]) -> list[str]:
+    """Lines of the agreement table: texts of at most 64 tokens equal to the float32 model's, per rounding."""
+    short = {k: v for k, v in encoded.items() if not k.endswith(str(LONG[-1]))}
+    ids = [row for rows in short.values() for row in rows]
+    base = [w.tokens for w in greedy(model, ids, ends, 64)]
+    lines = ["| rounding | texts | same 64 tokens |", "|---|---|---|"]
+    for name, twin in variants(model).items():
+        texts = [w.tokens for w in greedy(twin, ids, ends, 64)]
+        same = sum(a == b for a, b in zip(base, texts))
+        lines.append(f"| {name} | {len(ids)} | {100 * same / len(ids):.2f} % |")
+    return lines
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=path(), help="checkpoint folder")
+    parser.add_argument("--n", type=int, default=200, help="prompts per skill")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    tokenizer, model = load(args.folder, args.device)
+    names = ["plain", *SKILLS, *(f"{k}-{w}" for k in ("notes", "library", "mixed") for w in LONG)]
+    lines, encoded = accuracy(tokenizer, model, names, args.n)
+    print("\n" + "\n".join(lines) + "\n", flush=True)
+    ends = set(tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END]))
+    print("\n".join(agreement(model, ends, encoded)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
