@@ -29,6 +29,7 @@ _QUESTIONS = (
     "Tell me a story about a fox named Mia.",
 )
 _LONG_WORDS = 600  # about 1.4 tokens each: more than one step takes
+_DRAWN = 32  # steps in the picture
 _ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("as above", {}),
     ("no prefix cache", {"prefix_cache": "naive"}),
@@ -69,12 +70,12 @@ def run(model: str, config: EngineConfig, picture: str | None = None) -> Iterato
     if picture is not None:
         from minisgl.inspector.figures import lanes  # matplotlib comes with the extra [lab]
 
-        lanes(records).figure.savefig(picture)
-        yield f"drawn: {picture}\n"
+        lanes(records[:_DRAWN]).figure.savefig(picture)
+        yield f"drawn: the first {_DRAWN} steps in {picture}\n"
     yield from _compare(model, config, prompts, sampling)
 
 
-_COLUMNS = "{:>4}  {:<8}{:>5}{:>9}{:>7}  {:<18}{}"
+_COLUMNS = "{:>4}  {:<8}{:>5}{:>9}{:>7}  {:<23}{}"
 _HEAD = _COLUMNS.format("step", "phase", "rows", "computed", "reused", "pages", "waiting, and why")
 
 
@@ -89,9 +90,10 @@ def _row(record: StepRecord) -> str:
 
 
 def _waits(record: StepRecord) -> str:
-    """Who was looked at and does not run, one reason each; reasons in common are said once."""
+    """Who was looked at and does not run, a reason each; one in common is said once."""
+    reasons = {refusal.rid: refusal for refusal in reversed(record.plan.refusals)}
     by_reason: dict[str, list[str]] = {}
-    for refusal in record.plan.refusals:
+    for refusal in sorted(reasons.values()):
         who, _, reason = str(refusal).partition(" waits: ")
         by_reason.setdefault(reason, []).append(who)
     return "; ".join(f"{_names(who)}: {reason}" for reason, who in by_reason.items())

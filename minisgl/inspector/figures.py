@@ -26,7 +26,7 @@ def lanes(records: Sequence[StepRecord], ax: Any = None) -> Any:
     if ax is None:
         from matplotlib.figure import Figure
 
-        width, height = min(16.0, 4 + 0.16 * (last - first + 1)), 1.2 + 0.3 * len(rids)
+        width, height = min(16.0, 3 + 0.24 * (last - first + 1)), 1.4 + 0.3 * len(rids)
         ax = Figure(figsize=(width, height), layout="constrained").subplots()
     since: dict[int, int] = {}
     until = dict.fromkeys(rids, last + 1)
@@ -39,8 +39,9 @@ def lanes(records: Sequence[StepRecord], ax: Any = None) -> Any:
                 case Finished(rid=rid):
                     until[rid] = step + 1
                 case Reused(rid=rid, num_tokens=reused) if rid in lane:
+                    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
                     text = {"color": REUSED, "fontsize": 7, "ha": "right", "va": "center"}
-                    ax.text(step - 0.1, lane[rid], f"{reused} ", fontweight="bold", **text)
+                    ax.text(step, lane[rid], str(reused), fontweight="bold", bbox=box, **text)
     for rid in rids:
         start = since.get(rid, first)
         ax.plot([start, until[rid]], [lane[rid]] * 2, color=WAITING, lw=1, zorder=0)
@@ -59,10 +60,10 @@ def lanes(records: Sequence[StepRecord], ax: Any = None) -> Any:
     ax.set_xlabel("step")
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    for x, (label, colour) in enumerate(
-        [("waiting", WAITING), ("from the cache", REUSED), ("prefill", PREFILL), ("decode", DECODE)]
-    ):
-        ax.text(
-            0.02 + 0.22 * x, 1.02, f"■ {label}", color=colour, fontsize=9, transform=ax.transAxes
-        )
+    legend = [("waiting", WAITING), ("from the prefix cache", REUSED)]
+    for label, colour in [*legend, ("prefill", PREFILL), ("decode", DECODE)]:
+        ax.plot([], [], "s", color=colour, label=label)
+    ax.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor="linecolor"
+    )
     return ax
