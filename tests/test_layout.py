@@ -29,7 +29,7 @@ TOP = (
     ("tokenizer", "message", "tiny"),
     ("build",),
     ("llm",),
-    ("bench", "server"),
+    ("bench", "server", "demo"),
     ("__init__",),
     ("__main__",),
 )

@@ -144,8 +144,8 @@ def test_the_readme_names_the_two_commands() -> None:
 
 
 def test_the_script_is_the_module() -> None:
-    (script,) = metadata.entry_points(group="console_scripts", name="minisgl")
-    assert script.value == "minisgl.__main__:main"
+    scripts = [s.value for s in metadata.entry_points(group="console_scripts", name="minisgl")]
+    assert scripts == ["minisgl.__main__:main"], "install the project: pip install -e '.[dev]'"
     said = [
         subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
         for command in ([sys.executable, "-m", "minisgl"], [str(_script("minisgl"))])
