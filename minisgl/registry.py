@@ -20,6 +20,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "torch": "minisgl.attention.torch:TorchAttention",
         "grouped": "minisgl.attention.grouped:GroupedAttention",
     },
+    "embedded": {"tiny": "minisgl.tiny:path"},  # models that come with the package
     "model": {  # the names in config.json's "architectures"
         "LlamaForCausalLM": "minisgl.models.llama:Llama",
         "MistralForCausalLM": "minisgl.models.mistral:Mistral",
@@ -30,7 +31,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The names known for a kind: "policy", "prefix_cache", "attention" or "model"."""
+    """The names known for a kind: "policy", "prefix_cache", "attention", "embedded", "model"."""
     return tuple(_TABLES[kind])
 
 

@@ -20,7 +20,7 @@ from minisgl.executor.kv_pool import KVPool
 from minisgl.executor.sampler import sample
 from minisgl.executor.tables import Staging, Tables
 from minisgl.models.config import ModelConfig
-from minisgl.models.decoder import Decoder
+from minisgl.models.decoder import Model
 
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
@@ -34,7 +34,7 @@ class Forward:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Model,
         model_config: ModelConfig,
         config: EngineConfig,
         group: Group,

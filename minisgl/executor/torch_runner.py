@@ -14,7 +14,7 @@ from minisgl.distributed.group import ALONE, Group
 from minisgl.engine.runner import Launch
 from minisgl.executor.forward import Forward
 from minisgl.models.config import ModelConfig
-from minisgl.models.decoder import Decoder
+from minisgl.models.decoder import Model
 from minisgl.models.weights import Weights
 
 
@@ -67,13 +67,13 @@ def load_runner(
 
 def load_model(
     folder: Path, model_config: ModelConfig, config: EngineConfig, group: Group = ALONE
-) -> Decoder:
+) -> Model:
     """This rank's part of the model in ``folder``, in the dtype and on the device of ``config``."""
     dtype: torch.dtype = getattr(torch, config.dtype)
     with Weights(folder, dtype, torch.device(config.device)) as weights:
         if model_config.tied:
             weights.ignore("lm_head.weight")  # many checkpoints store the tied head all the same
-        model: Decoder = registry.find("model", model_config.architecture)(
+        model: Model = registry.find("model", model_config.architecture)(
             weights, model_config, group
         )
     return model

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import final
+from typing import Protocol, final
 
+import torch
 from torch import Tensor
 
 from minisgl.distributed.group import Group, share, share_kv_heads
@@ -23,6 +24,21 @@ from minisgl.models.fields import Fields
 
 # (layer, q, k, v) -> what the tokens read; shapes in attention.base.Attention.attend
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Model(Protocol):
+    """What computes hidden states and logits; all that an executor knows of an architecture."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def __call__(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """ids, positions: (tokens,). Returns every token's last hidden state: (tokens, hidden)."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (rows, hidden_size), the rows that sample. Returns (rows, vocab_size)."""
+        ...
 
 
 class Decoder(ABC):
@@ -51,7 +67,7 @@ class Decoder(ABC):
 
     @final
     def __call__(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """ids, positions: (tokens,). Returns every token's last hidden state: (tokens, hidden)."""
+        """See ``Model``."""
         rotation = self.rotary.at(positions, self.dtype)
         residual = self.embedding.embed(ids)
         x = self.layers[0].attention_norm(residual)
@@ -63,7 +79,7 @@ class Decoder(ABC):
 
     @final
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (rows, hidden_size), the rows that sample. Returns (rows, vocab_size)."""
+        """See ``Model``."""
         return self.head.logits(hidden)
 
     def _following_norms(self) -> list[RMSNorm]:

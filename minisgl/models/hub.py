@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Final
 
+from minisgl import registry
 from minisgl.models.weights import weight_files
 
 _FILES: Final = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "merges.txt"]
@@ -26,10 +27,8 @@ def locate(model: str) -> Path:
     Raises FileNotFoundError for what is not there, ValueError for what cannot be a model,
     ConnectionError for a hub that cannot be reached, PermissionError for a gated model.
     """
-    if model == "tiny":
-        from minisgl import tiny
-
-        return tiny.path()
+    if model in registry.names("embedded"):
+        return _checked(Path(registry.find("embedded", model)()))
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _checked(folder)

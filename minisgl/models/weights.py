@@ -149,9 +149,10 @@ class _File:
 
 
 def _progress_bar(size: int) -> Any:
-    from huggingface_hub.utils import tqdm  # obeys the hub's switch for quiet terminals
+    from huggingface_hub.utils.tqdm import tqdm  # obeys the hub's switch for quiet terminals
 
-    return tqdm(total=size, unit="B", unit_scale=True, desc="weights")
+    make: Any = tqdm  # it has no types
+    return make(total=size, unit="B", unit_scale=True, desc="weights")
 
 
 def weight_files(folder: Path) -> list[Path]:
