@@ -30,8 +30,8 @@ class Pool(Protocol):
     """The KV pages as an attention backend uses them."""
 
     page_size: int
-    keys: Sequence[Tensor]  # per layer (num_pages, page_size, kv_heads, head_dim)
-    values: Sequence[Tensor]
+    keys: list[Tensor]  # per layer (num_pages, page_size, kv_heads, head_dim)
+    values: list[Tensor]
 
     def write(self, layer: int, locations: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k, v: (tokens, kv_heads, head_dim) at flat positions ``locations``."""

@@ -1,16 +1,17 @@
-"""Batches made by hand: sequences on scrambled pages, as a scheduler would hand them to a runner."""
+"""Batches made by hand: sequences on scrambled pages, as a scheduler hands them to a runner."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from minisgl.config import EngineConfig
 from minisgl.core import Batch, Row, SamplingParams
 
 
-def config(page_size: int, attention: str = "grouped", **changes: object) -> EngineConfig:
+def config(page_size: int, attention: str = "grouped", **changes: Any) -> EngineConfig:
     """A small resolved configuration on the CPU."""
-    sizes: dict[str, object] = dict(
+    sizes: dict[str, Any] = dict(
         page_size=page_size,
         num_pages=512 // page_size + 8,
         max_running=6,
