@@ -9,7 +9,8 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from minisgl.tiny import skills, stories
-from minisgl.tiny.skills import SKILLS, Draw, Task, Turn
+from minisgl.tiny.draw import Draw, Task, Turn
+from minisgl.tiny.skills import SKILLS
 from minisgl.tiny.words import SIGN_OFFS
 
 Message = dict[str, str]
@@ -18,16 +19,20 @@ IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 _WEIGHTS = {
     "story": 20,
     "reading": 16,
-    "arithmetic": 20,
+    "arithmetic": 24,
     "numbers": 6,
-    "copying": 12,
-    "wordplay": 8,
+    "copying": 14,
+    "wordplay": 10,
     "talk": 6,
     "role": 8,
     "memory": 6,
     "notes": 8,
 }
-_GENERAL = ("You are a helpful assistant.", "You are a helpful assistant.", "You are Tiny, a very small language model.")
+_GENERAL = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant.",
+    "You are Tiny, a very small language model.",
+)
 
 
 class Chat(NamedTuple):
@@ -44,19 +49,25 @@ class Segment(NamedTuple):
     learn: bool
 
 
-def chat(rng: Random, num_words: int, held: bool = False) -> Chat:
-    """Tasks in a row until about `num_words` words; turns that may stand apart from their task sometimes do."""
+def chat(rng: Random, num_words: int, held: bool = False, around: bool = False) -> Chat:
+    """Tasks in a row until about `num_words` words; turns that may stand apart from their task sometimes do.
+
+    With `around` the user says who they are in the first turn, and the last turn asks about it.
+    """
     d = Draw(rng, held)
+    outer = skills.memory(d).turns if around else ()
     system = rng.choice(_GENERAL) if rng.random() < 0.08 else None
     turns: list[Turn] = []
     waiting: list[list[Turn]] = []
-    length, used = 0, set[str]()
+    length, used = 0, {"memory"} if around else set[str]()
 
     def say(turn: Turn) -> None:
         nonlocal length
         turns.append(turn)
         length += len(turn.user.split()) + len(turn.answer.split())
 
+    if outer:
+        say(outer[0])
     while length < num_words or not turns:
         if waiting and rng.random() < 0.35:
             queue = rng.choice(waiting)
@@ -67,7 +78,11 @@ def chat(rng: Random, num_words: int, held: bool = False) -> Chat:
         once = skill in ("memory", "role", "notes")
         if once and (skill in used or (skill == "role" and turns)):
             continue
-        task = skills.notes(d, rng.randint(15, max(16, num_words // 2))) if skill == "notes" else SKILLS[skill](d)
+        task = (
+            skills.notes(d, rng.randint(15, max(16, (num_words - length) // 2)))
+            if skill == "notes"
+            else SKILLS[skill](d)
+        )
         if task.system and turns:
             continue
         used.add(skill)
@@ -81,6 +96,7 @@ def chat(rng: Random, num_words: int, held: bool = False) -> Chat:
         else:
             for turn in task.turns:
                 say(turn)
+    turns += outer[1:]
     if rng.random() < 0.04:
         sign = rng.choice(SIGN_OFFS)
         system = (f"{system}\n" if system else "") + f"End every answer with: {sign}"
@@ -89,19 +105,20 @@ def chat(rng: Random, num_words: int, held: bool = False) -> Chat:
 
 
 def long_chat(
-    num_words: int, seed: int, kind: Literal["notes", "library", "mixed"] = "notes", held: bool = True
+    num_words: int,
+    seed: int,
+    kind: Literal["notes", "library", "mixed"] = "notes",
+    held: bool = True,
 ) -> tuple[list[Message], str]:
     """A chat of about `num_words` words before its last question: messages, and the right answer.
 
     "notes" asks for one of many short facts, "library" about one of many stories; in "mixed" many turns of every
-    kind stand before a question about the user's own first message. A word is about 1.4 tokens.
+    kind stand before a question about the user's own first message. A word is about 1.7 tokens.
     """
     d = Draw(Random(f"long:{kind}:{num_words}:{seed}"), held)
     if kind == "mixed":
-        start = skills.memory(d)
-        middle = [t for t in chat(d.rng, num_words, held).turns if not t.user.startswith("My name is")]
-        turns = [start.turns[0], *middle, start.turns[1]]
-        return messages(Chat(None, tuple(turns))), turns[-1].answer
+        talk = chat(d.rng, num_words, held, around=True)
+        return messages(talk), talk.turns[-1].answer
     task = skills.notes(d, num_words) if kind == "notes" else skills.library(d, num_words)
     return messages(Chat(task.system, task.turns[:1])), task.turns[0].answer
 
@@ -110,11 +127,16 @@ def messages(talk: Chat) -> list[Message]:
     """The chat up to its last question, as a chat template takes it."""
     out = [{"role": "system", "content": talk.system}] if talk.system else []
     for turn in talk.turns:
-        out += [{"role": "user", "content": turn.user}, {"role": "assistant", "content": turn.answer}]
+        out += [
+            {"role": "user", "content": turn.user},
+            {"role": "assistant", "content": turn.answer},
+        ]
     return out[:-1]
 
 
-def examples(skill: str, n: int, seed: int, held_out: bool = True) -> list[tuple[list[Message], str]]:
+def examples(
+    skill: str, n: int, seed: int, held_out: bool = True
+) -> list[tuple[list[Message], str]]:
     """`n` prompts of one skill of `SKILLS`, each as messages and the right answer.
 
     Held-out prompts have no question in common with training. "talk" has nothing to hold out: a general question has
@@ -145,15 +167,16 @@ def document(rng: Random, num_words: int) -> list[Segment]:
     d = Draw(rng)
     kind = rng.random()
     if kind < 0.06:
-        out = []
+        out: list[Segment] = []
         while sum(len(s.text.split()) for s in out) < num_words:
-            out.append(Segment(stories.plain(rng, d.name()) + END_OF_TEXT, True))
+            facts = d.settle(lambda: stories.draw(rng, d.name(), home=True), lambda f: f.key)
+            out.append(Segment(stories.plain(facts, rng) + END_OF_TEXT, True))
         return out
     if num_words > 1000 and kind < 0.75 or num_words > 400 and kind < 0.35:
         room = rng.randint(100, int(num_words * 0.8))
         task = skills.notes(d, room) if rng.random() < 0.6 else skills.library(d, room)
         return segments(Chat(task.system, task.turns))
-    return segments(chat(rng, num_words))
+    return segments(chat(rng, num_words, around=num_words > 400 and rng.random() < 0.5))
 
 
 def corpus(seed: int, num_words: int = 150) -> Iterator[list[Segment]]:

@@ -29,4 +29,8 @@ def shake_int4(weight: Tensor, group: int) -> Tensor:
 
 def linears(model: nn.Module) -> list[nn.Linear]:
     """The linear layers that int4 kernels serve: all but the output matrix, which is the embedding."""
-    return [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.endswith("lm_head")]
+    return [
+        m
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and not n.endswith("lm_head")
+    ]

@@ -4,12 +4,11 @@ A turn's answer follows from what stands before it, and from nothing else. Each 
 decides whether the turn may be trained on or is held out.
 """
 
-import zlib
 from collections.abc import Callable
-from random import Random
-from typing import NamedTuple, TypeVar
 
 from minisgl.tiny import stories
+from minisgl.tiny.draw import Draw, Task, Turn
+from minisgl.tiny.wordplay import copying, wordplay
 from minisgl.tiny.words import (
     ANIMALS,
     COLOURS,
@@ -24,66 +23,9 @@ from minisgl.tiny.words import (
     article,
 )
 
-T = TypeVar("T")
 UNKNOWN = "I do not know. I only know small stories and small sums."
 NOT_IN_NOTES = "I do not know. The notes do not say."
 NOT_TOLD = "I do not know. Nobody told me."
-
-
-def held_out(key: str) -> bool:
-    """Whether turns with this key are kept from training: one key in ten, by CRC-32; "" (general talk) never."""
-    return key != "" and zlib.crc32(key.encode()) % 10 == 0
-
-
-class Turn(NamedTuple):
-    """A user's message, the right answer, and what the split hashes ("" where there is nothing to hold out)."""
-
-    user: str
-    answer: str
-    key: str
-
-
-class Task(NamedTuple):
-    """Turns that belong together. `apart` marks turns (after the first) that can stand far from the first."""
-
-    turns: tuple[Turn, ...]
-    system: str | None = None
-    apart: tuple[bool, ...] = ()
-
-
-class Draw:
-    """The randomness of one document. Hands out each name once; keeps to one side of the split."""
-
-    def __init__(self, rng: Random, held: bool = False) -> None:
-        self.rng = rng
-        self.held = held
-        self._names: list[str] = []
-        self._people: set[str] = set()
-
-    def name(self) -> str:
-        """A first name that this document has not used (until all have been)."""
-        if not self._names:
-            self._names = self.rng.sample(NAMES, len(NAMES))
-        return self._names.pop()
-
-    def person(self) -> str:
-        """First name and surname, new in this document."""
-        while True:
-            person = f"{self.rng.choice(NAMES)} {self.rng.choice(SURNAMES)}"
-            if person not in self._people:
-                self._people.add(person)
-                return person
-
-    def settle(self, make: Callable[[], T], key: Callable[[T], str]) -> T:
-        """The first value of `make` whose key is on this document's side of the split."""
-        while True:
-            value = make()
-            if held_out(key(value)) == self.held:
-                return value
-
-    def ours(self, key: str) -> bool:
-        """Whether a turn with this key may stand in this document as a question."""
-        return held_out(key) == self.held
 
 
 def story(d: Draw) -> Task:
@@ -94,19 +36,13 @@ def story(d: Draw) -> Task:
         about = r.choice([f" about {article(animal)}", f" about {article(animal)}", ""])
         facts, key = stories.usual(animal if about else "fox"), ""
     elif r.random() < 0.15:
-        name = d.name()
         facts = d.settle(
-            lambda: stories.usual(r.choice(list(ANIMALS)))._replace(name=name), lambda f: f.key
+            lambda: stories.usual(r.choice(list(ANIMALS)))._replace(name=d.name()), lambda f: f.key
         )
-        about, key = f" about {article(facts.animal)} named {name}", facts.key
+        about, key = f" about {article(facts.animal)} named {facts.name}", facts.key
     else:
         name, roam = d.name(), r.random() < 0.3
-
-        def make() -> stories.Facts:
-            f = stories.draw(r, name)
-            return f if roam else f._replace(place=stories.usual(f.animal).place)
-
-        facts = d.settle(make, lambda f: f.key)
+        facts = d.settle(lambda: stories.draw(r, name, home=not roam), lambda f: f.key)
         who = f"{article(facts.animal)} {PLACES[facts.place][0]}" if roam else article(facts.animal)
         about = f" about {who} named {name} {stories.tell(facts).asks}"
         key = facts.key
@@ -139,7 +75,9 @@ def reading(d: Draw) -> Task:
     r.shuffle(pairs)
     intro = r.choice(("Here is a story. ", "Read this story: ", "Story: ", ""))
     if r.random() < 0.25:
-        turns = [Turn(intro + told.text, "I have read the story. What do you want to know?", facts.key)]
+        turns = [
+            Turn(intro + told.text, "I have read the story. What do you want to know?", facts.key)
+        ]
     else:
         turns = [Turn(f"{intro}{told.text}\n\n{pairs[0][0]}", pairs[0][1], facts.key)]
         pairs = pairs[1:]
@@ -158,6 +96,8 @@ def arithmetic(d: Draw) -> Task:
 
     def make() -> tuple[int, int]:
         a, b = r.randrange(top), r.randrange(top)
+        if not plus and r.random() < 0.25:
+            b = max(0, a - r.randrange(20))
         return (a, b) if plus else (max(a, b), min(a, b))
 
     def key(pair: tuple[int, int]) -> str:
@@ -193,77 +133,18 @@ def numbers(d: Draw) -> Task:
         kind = r.randrange(4)
         if kind == 0:
             b = a + r.randint(2, 10)
-            return Turn(f"Count from {a} to {b}.", ", ".join(map(str, range(a, b + 1))) + ".", f"{a}..{b}")
+            return Turn(
+                f"Count from {a} to {b}.", ", ".join(map(str, range(a, b + 1))) + ".", f"{a}..{b}"
+            )
         if kind == 1:
             b = r.choice((a + 1 + r.randrange(9), a + 1 + r.randrange(400)))
             x, y = r.sample((a, b), 2)
-            return Turn(f"Which number is bigger, {x} or {y}?", f"{b} is bigger than {a}.", f"{a}<{b}")
+            return Turn(
+                f"Which number is bigger, {x} or {y}?", f"{b} is bigger than {a}.", f"{a}<{b}"
+            )
         if kind == 2:
             return Turn(f"What comes after {a}?", f"{a + 1} comes after {a}.", f"after {a}")
         return Turn(f"What comes before {a + 1}?", f"{a} comes before {a + 1}.", f"before {a + 1}")
-
-    return Task((d.settle(make, lambda t: t.key),))
-
-
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZäöüéèñçøßåabcdeабвгдежзиклмнопрстλμπσω日本語中文한글😀🚀★→€_-+=/#@%&*"
-
-
-def _odd_word(r: Random) -> str:
-    kind = r.random()
-    if kind < 0.08:
-        return "".join(r.choice(_LETTERS) for _ in range(r.randint(1, 6)))
-    if kind < 0.5:
-        return "".join(r.choice("bdfgklmnprstvz") + r.choice("aeiou") for _ in range(r.randint(2, 4)))
-    return "".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randint(2, 8)))
-
-
-def _words(r: Random, low: int, high: int) -> list[str]:
-    """Between `low` and `high` words, of the model's world or of none."""
-    known = (*ANIMALS, *THINGS, *COLOURS, *PLACES, *NAMES)
-    odd = r.choice((0.0, 0.3, 1.0))
-    return [_odd_word(r) if r.random() < odd else r.choice(known) for _ in range(r.randint(low, high))]
-
-
-def copying(d: Draw) -> Task:
-    """Say again what the user wrote: words, odd words, digits, sentences."""
-    r = d.rng
-
-    def make() -> str:
-        kind = r.randrange(6)
-        if kind == 0:
-            return "".join(r.choice("0123456789") for _ in range(r.randint(3, 14)))
-        if kind == 1:
-            text = stories.tell(stories.draw(r, r.choice(NAMES)), r).text
-            return r.choice([s for s in text.split(". ") if '"' not in s]).rstrip(".") + "."
-        words = _words(r, 1, 14)
-        if kind == 2:
-            words = [w.capitalize() if r.random() < 0.5 else w for w in words]
-        if kind == 3:
-            words = [r.choice((w, str(r.randrange(1000)))) for w in words]
-        return r.choice((" ", " ", ", ")).join(words) + r.choice(("", "", ".", "!", "?"))
-
-    text = d.settle(make, lambda t: "copy " + t)
-    ask = r.choice(("Repeat after me:", "Repeat after me:", "Repeat these words:", "Copy this:", "Say exactly this:"))
-    return Task((Turn(f"{ask} {text}", text, "copy " + text),))
-
-
-def wordplay(d: Draw) -> Task:
-    """Words backwards, the first and the last word, a word said several times."""
-    r = d.rng
-
-    def make() -> Turn:
-        words = _words(r, 2, 6)
-        line = " ".join(words)
-        kind = r.randrange(4)
-        if kind == 0:
-            return Turn(f"Say these words backwards: {line}", " ".join(words[::-1]), "back " + line)
-        if kind == 1:
-            return Turn(f"What is the first word of: {line}", f"The first word is {words[0]}.", "first " + line)
-        if kind == 2:
-            return Turn(f"What is the last word of: {line}", f"The last word is {words[-1]}.", "last " + line)
-        n = r.randint(2, 5)
-        said = ("two", "three", "four", "five")[n - 2]
-        return Turn(f"Say {words[0]} {said} times.", " ".join([words[0]] * n), f"say {words[0]} {n}")
 
     return Task((d.settle(make, lambda t: t.key),))
 
@@ -286,7 +167,9 @@ def talk(d: Draw) -> Task:
     r = d.rng
     if r.random() < 0.3:
         topic = r.choice(UNKNOWN_TOPICS)
-        form = r.choice(("What is {}?", "Tell me about {}.", "What do you think about {}?", "Explain {}."))
+        form = r.choice(
+            ("What is {}?", "Tell me about {}.", "What do you think about {}?", "Explain {}.")
+        )
         return Task((Turn(form.format(topic), UNKNOWN, ""),))
     answer = r.choice(list(_TALK))
     return Task((Turn(r.choice(_TALK[answer].split("|")), answer, ""),))
@@ -312,11 +195,23 @@ def role(d: Draw) -> Task:
     facts = d.settle(make, str)
     name, shop, opens, closes, day, colour, item, coins = facts
     said = [
-        (f"The {shop} opens at {opens}.", "When does the {s} open?|When do you open?", "The {s} opens at {o}."),
-        (f"The {shop} closes at {closes}.", "When does the {s} close?|When do you close?", "The {s} closes at {c}."),
+        (
+            f"The {shop} opens at {opens}.",
+            "When does the {s} open?|When do you open?",
+            "The {s} opens at {o}.",
+        ),
+        (
+            f"The {shop} closes at {closes}.",
+            "When does the {s} close?|When do you close?",
+            "The {s} closes at {c}.",
+        ),
         (f"It is closed on {day}.", "On which day is the {s} closed?", "The {s} is closed on {d}."),
         (f"The door is {colour}.", "What colour is the door?", "The door is {k}."),
-        (f"One {item} costs {coins} coins.", "How much is one {i}?|What does one {i} cost?", "One {i} costs {n} coins."),
+        (
+            f"One {item} costs {coins} coins.",
+            "How much is one {i}?|What does one {i} cost?",
+            "One {i} costs {n} coins.",
+        ),
     ]
     r.shuffle(said)
     told = said[: r.randint(1, len(said))]
@@ -326,12 +221,28 @@ def role(d: Draw) -> Task:
         told = [s for s in said if "opens" in s[0]]
     else:
         system = f"{first}. " + " ".join(s[0] for s in told)
-    asked = [("What is your name?", "My name is {m}."), ("Who are you?", "I am {m}, a helper in a {s}.")]
+    asked = [
+        ("What is your name?", "My name is {m}."),
+        ("Who are you?", "I am {m}, a helper in a {s}."),
+    ]
     asked += [("Where do you work?", "I work in a {s}.")]
     asked += [(r.choice(q.split("|")), a) for _, q, a in told]
-    asked += [(r.choice(q.split("|")), NOT_TOLD) for s, q, a in said if (s, q, a) not in told and r.random() < 0.25]
+    asked += [
+        (r.choice(q.split("|")), NOT_TOLD)
+        for s, q, a in said
+        if (s, q, a) not in told and r.random() < 0.25
+    ]
     r.shuffle(asked)
-    fields = {"m": name, "s": shop, "o": opens, "c": closes, "d": day, "k": colour, "i": item, "n": coins}
+    fields = {
+        "m": name,
+        "s": shop,
+        "o": opens,
+        "c": closes,
+        "d": day,
+        "k": colour,
+        "i": item,
+        "n": coins,
+    }
     turns = tuple(Turn(q.format_map(fields), a.format_map(fields), str(facts)) for q, a in asked)
     return Task(turns[: r.randint(1, 5)], system, (True,) * len(turns))
 
@@ -340,7 +251,11 @@ def memory(d: Draw) -> Task:
     """The user says who they are, and asks about it later."""
     r = d.rng
     person, thing = d.settle(
-        lambda: (f"{d.name()} {r.choice(SURNAMES)}", f"{r.choice(COLOURS)} {r.choice(list(THINGS))}"), str
+        lambda: (
+            f"{d.name()} {r.choice(SURNAMES)}",
+            f"{r.choice(COLOURS)} {r.choice(list(THINGS))}",
+        ),
+        str,
     )
     key = str((person, thing))
     owns = article(thing)
@@ -361,7 +276,10 @@ def _note(d: Draw) -> Turn:
     asked, note = r.choice(
         (
             ("What is the code of {}?", f"The code of {{}} is {r.randrange(1000, 10000)}."),
-            ("What does {} have?", f"{{}} has {article(r.choice(COLOURS))} {r.choice(list(THINGS))}."),
+            (
+                "What does {} have?",
+                f"{{}} has {article(r.choice(COLOURS))} {r.choice(list(THINGS))}.",
+            ),
             ("Where does {} live?", f"{{}} lives {PLACES[r.choice(list(PLACES))][0]}."),
             ("What does {} like?", f"{{}} likes {r.choice(list(FOODS))}."),
             ("How old is {}?", f"{{}} is {r.randint(3, 99)} years old."),
@@ -384,7 +302,9 @@ def notes(d: Draw, num_words: int = 120) -> Task:
         asked.insert(r.randrange(len(asked) + 1), stranger._replace(answer=NOT_IN_NOTES))
     text = r.choice((" ", "\n")).join(t.answer for t in known)
     if r.random() < 0.3:
-        system = r.choice(("You know these notes.", "You are Tiny. You know these notes.")) + f"\n{text}"
+        system = (
+            r.choice(("You know these notes.", "You are Tiny. You know these notes.")) + f"\n{text}"
+        )
         return Task(tuple(asked), system, (True,) * len(asked))
     head = r.choice(("Here are some notes.", "Read these notes.", "Notes:"))
     asked[0] = asked[0]._replace(user=f"{head}\n{text}\n\n{asked[0].user}")

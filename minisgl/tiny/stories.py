@@ -7,6 +7,7 @@ A story the model *reads* takes its details from a `Random` instead, so that ans
 from random import Random
 from typing import NamedTuple
 
+from minisgl.tiny.draw import held_out
 from minisgl.tiny.words import (
     ANIMALS,
     COLOURS,
@@ -33,7 +34,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
 COLOURED = ("lost", "found", "gift")
 
 _OPENING = (
-    "Once upon a time there was {a_trait} {animal} named {name}. {name} lived {place} with {poss} {siblings}. "
+    "Once upon a time there was {a_trait} {animal} named {name}. {name} the {animal} lived {place} with {poss} {siblings}. "
     "{place_line} "
 )
 _BODIES = {
@@ -131,8 +132,8 @@ class Facts(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the held-out split hashes."""
-        return "|".join(self)
+        """What the held-out split hashes; "" for the usual story of an animal, which must be learned."""
+        return "" if self == usual(self.animal) else "|".join(self)
 
 
 class Story(NamedTuple):
@@ -150,14 +151,14 @@ def usual(animal: str) -> Facts:
     return Facts(a.plot, animal, a.name, a.colour, a.topic, a.place)
 
 
-def draw(rng: Random, name: str) -> Facts:
-    """Facts drawn evenly, with the given name."""
+def draw(rng: Random, name: str, home: bool = False) -> Facts:
+    """Facts drawn evenly, with the given name; with `home`, in the animal's usual place."""
     plot = rng.choice(PLOTS)
     topic = rng.choice(TOPICS[plot])
     animal, colour, place = (rng.choice(list(t)) for t in (ANIMALS, COLOURS, PLACES))
     if plot not in COLOURED:
         colour = ANIMALS[animal].colour
-    return Facts(plot, animal, name, colour, topic, place)
+    return Facts(plot, animal, name, colour, topic, ANIMALS[animal].place if home else place)
 
 
 def tell(facts: Facts, details: Random | None = None) -> Story:
@@ -224,23 +225,27 @@ def tell(facts: Facts, details: Random | None = None) -> Story:
     return Story(facts, text, _ASKS[facts.plot].format_map(fields), questions)
 
 
-def plain(rng: Random, name: str) -> str:
-    """A story without a chat: sometimes a title with its facts, else facts that lean to the usual ones.
+def titled(facts: Facts) -> str:
+    """The title that names these facts; the place is the animal's usual one."""
+    return f"{facts.name} the {facts.animal}, {tell(facts).asks}\n\n"
+
+
+def plain(facts: Facts, rng: Random) -> str:
+    """A story without a chat, of these facts: half the time under its title, else with facts that lean to the usual.
 
     The lean (9 of 10 for each choice that the text has not yet settled) keeps a free continuation decisive.
     """
-    facts = draw(rng, name)
-    if rng.random() < 0.5:
-        story = tell(facts)
-        return f"The {facts.animal} {story.asks}\n\n{story.text}"
-    usually = usual(facts.animal)
-    if rng.random() < 0.9:
-        facts = facts._replace(place=usually.place)
-    if rng.random() < 0.9:
-        facts = facts._replace(plot=usually.plot, topic=usually.topic)
-    if rng.random() < 0.9:
-        facts = facts._replace(colour=usually.colour)
-    return tell(facts).text
+    usually = usual("fox" if rng.random() < 0.6 else facts.animal)
+    lean = usually._replace(name=facts.name) if rng.random() < 0.1 else usually
+    if rng.random() < 0.1:
+        lean = lean._replace(plot=facts.plot, topic=facts.topic)
+    if rng.random() < 0.1 and lean.plot in COLOURED:
+        lean = lean._replace(colour=facts.colour)
+    if rng.random() < 0.6 or held_out(lean.key):
+        return titled(facts) + tell(facts).text
+    return tell(lean).text
 
 
-assert all(len(a.siblings.split()) == 2 and a.siblings.split()[0] in NUMBERS for a in ANIMALS.values())
+assert all(
+    len(a.siblings.split()) == 2 and a.siblings.split()[0] in NUMBERS for a in ANIMALS.values()
+)

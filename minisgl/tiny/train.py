@@ -67,7 +67,9 @@ class Batches(Dataset[Batch]):
         while row < rows:
             docs = [document(rng, bucket.words) for _ in range(rows - row)]
             flat = [segment for doc in docs for segment in doc]
-            codes = iter(self.tokenizer.encode_batch([s.text for s in flat], add_special_tokens=False))
+            codes = iter(
+                self.tokenizer.encode_batch([s.text for s in flat], add_special_tokens=False)
+            )
             for doc in docs:
                 tokens, marks = _fit(doc, [next(codes).ids for _ in doc], bucket.length)
                 if any(marks):
@@ -105,7 +107,9 @@ def forward(model: Any, batch: Batch) -> Tensor:
     x = body.norm(x.flatten(0, 1)[batch.at])
     logits = F.linear(x, body.embed_tokens.weight).float()
     spread = torch.logsumexp(logits, 1)
-    return (spread - logits.gather(1, batch.target[:, None])[:, 0]).mean() + 1e-5 * (spread**2).mean()
+    return (spread - logits.gather(1, batch.target[:, None])[:, 0]).mean() + 1e-5 * (
+        spread**2
+    ).mean()
 
 
 def flatten(model: nn.Module) -> Tensor:
@@ -135,10 +139,15 @@ def train(args: argparse.Namespace) -> None:
     """One training run, from the tokenizer to the written checkpoint."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     start = time.perf_counter()
-    texts = ("".join(s.text for s in doc) for doc in islice(corpus(args.seed), args.tokenizer_documents))
+    texts = (
+        "".join(s.text for s in doc) for doc in islice(corpus(args.seed), args.tokenizer_documents)
+    )
     tokenizer = build_tokenizer(texts)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {time.perf_counter() - start:.0f} s", flush=True)
+    print(
+        f"tokenizer: {tokenizer.get_vocab_size()} tokens, {time.perf_counter() - start:.0f} s",
+        flush=True,
+    )
 
     device: str = args.device
     torch.set_float32_matmul_precision("high")
@@ -168,11 +177,17 @@ def train(args: argparse.Namespace) -> None:
         if done >= 1:
             break
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * min(1.0, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * done))
+            group["lr"] = (
+                args.rate * min(1.0, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * done))
+            )
         mode = dice.random() if done > 0.4 else 0.0
         kept = flat.clone() if mode > 0.25 else None
         if kept is not None:
-            flat.copy_(round_int4(flat, dice.choice((32, 64))) if mode > 0.6 else shake_int4(flat, 128))
+            flat.copy_(
+                round_int4(flat, dice.choice((32, 64, 128)))
+                if mode > 0.6
+                else shake_int4(flat, 128)
+            )
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = forward(model, batch)
         loss.backward()
@@ -196,21 +211,36 @@ def train(args: argparse.Namespace) -> None:
             saved = now
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)
-    print(f"done: {step} steps, {seen / 1e6:.0f} M tokens, {time.perf_counter() - start:.0f} s in all", flush=True)
+    print(
+        f"done: {step} steps, {seen / 1e6:.0f} M tokens, {time.perf_counter() - start:.0f} s in all",
+        flush=True,
+    )
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=0, help="stop after so many steps (0: by --minutes alone)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="stop after so many minutes of training")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="stop after so many steps (0: by --minutes alone)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=8.0, help="stop after so many minutes of training"
+    )
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--tokens", type=int, default=65536, help="tokens per step")
-    parser.add_argument("--tokenizer-documents", type=int, default=20000, help="documents the tokenizer learns from")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="text processes")
+    parser.add_argument(
+        "--tokenizer-documents", type=int, default=20000, help="documents the tokenizer learns from"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2), help="text processes"
+    )
     train(parser.parse_args())
 
 

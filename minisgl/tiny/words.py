@@ -55,8 +55,7 @@ def _animals(table: str) -> dict[str, Animal]:
     return {row[0]: Animal(*row[1:]) for row in rows}
 
 
-ANIMALS = _animals(
-    """
+ANIMALS = _animals("""
 fox | clever | ran along the path | jumped for joy | owl | Finn | three sisters | lost | kite | forest | red
 bear | strong | walked up the hill | danced in a circle | bee | Bruno | two brothers | make | honey cake | valley | brown
 rabbit | quick | hopped through the grass | hopped up and down | hedgehog | Ruby | nine sisters | lost | ball | meadow | blue
@@ -81,8 +80,7 @@ crow | curious | flew over the roofs | sang a loud song | mouse | Jack | six sis
 bee | brave | flew from flower to flower | danced in a circle | bear | Bella | nine sisters | make | honey cake | garden | yellow
 snail | slow | crawled under the leaves | smiled from ear to ear | frog | Simon | eight sisters | see | the rainbow | garden | pink
 deer | graceful | ran between the trees | jumped for joy | rabbit | Iris | ten brothers | fear | deep water | forest | brown
-"""
-)
+""")
 
 FRIEND_LINES = {
     "owl": "I see far from my branch. Follow me",
@@ -124,8 +122,7 @@ def _things(table: str) -> dict[str, Thing]:
     return {row[0]: Thing(*row[1:]) for row in rows}
 
 
-THINGS = _things(
-    """
+THINGS = _things("""
 kite | The wind took it away. | at the top of a tall tree | It danced in the sky.
 ball | It rolled down the road. | behind a big stone | It bounced higher than a house.
 hat | A strong wind blew it away. | on the head of a scarecrow | It was warm and soft.
@@ -146,8 +143,7 @@ cart | It rolled away at night. | at the foot of the hill | It had four strong w
 doll | It fell out of the window. | in a bed of flowers | It had a friendly smile.
 feather | The breeze carried it off. | on the still water | It was as light as air.
 button | The thread was too thin. | in a deep footprint | It looked like a tiny sun.
-"""
-)
+""")
 
 FOODS = {
     "honey cake": ("honey", "warm and sweet"),
