@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from minisgl.core import Batch, Outcome, Span
 
@@ -19,11 +20,42 @@ class Launch(Protocol):
         ...
 
 
+class Snapshot(Protocol):
+    """What batches had made of a runner's pages and tables at one moment. Nobody writes it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory it takes."""
+        ...
+
+
 class Runner(Protocol):
     """Weights, KV pages and per-slot tables. Batches take effect in the order they are launched."""
 
     def launch(self, batch: Batch) -> Launch:
         """Start computing a batch; return before it is done where the device allows."""
+        ...
+
+    def snapshot(self, pages: Sequence[int]) -> Snapshot:
+        """The tables and the contents of these pages after all that was launched.
+
+        It may still be being made when this returns; it is whole for whatever is launched later.
+        """
+        ...
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot of this runner or of one it was forked from.
+
+        Pages that the snapshot does not hold keep what they have: nobody reads them before they are
+        written.
+        """
+        ...
+
+    def fork(self) -> Runner:
+        """A runner with the same weights and with pages and tables of its own, all blank.
+
+        Raises MemoryError, with the bytes it needs, where there is no room for them.
+        """
         ...
 
     def close(self) -> None:
@@ -59,8 +91,32 @@ class HashRunner:
         self._queue.append(_Lazy(self, batch))
         return self._queue[-1]
 
+    def snapshot(self, pages: Sequence[int]) -> Snapshot:
+        """Compute what is queued, then copy."""
+        self._drain()
+        kept = {page: self._kv[page].copy() for page in pages}
+        return _Saved(kept, [table.copy() for table in self._table], self._last.copy())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Copy back. What is queued is computed before."""
+        assert isinstance(snapshot, _Saved)
+        self._drain()
+        for page, positions in snapshot.kv.items():
+            self._kv[page] = positions.copy()
+        self._table = [table.copy() for table in snapshot.table]
+        self._last = snapshot.last.copy()
+
+    def fork(self) -> HashRunner:
+        """Another of the same size."""
+        sizes = (len(self._kv), self.page_size, len(self._table))
+        return HashRunner(*sizes, self.vocab_size)
+
     def close(self) -> None:
         """Nothing to give back."""
+
+    def _drain(self) -> None:
+        if self._queue:
+            self.run_until(self._queue[-1].batch)
 
     def run_until(self, batch: Batch) -> None:
         """Compute queued batches in launch order, up to and with this one."""
@@ -104,3 +160,12 @@ class _Lazy:
             self._runner.run_until(self.batch)
         assert self.outcome is not None
         return self.outcome
+
+
+class _Saved:
+    def __init__(self, kv: dict[int, Any], table: list[list[int]], last: list[int | None]) -> None:
+        self.kv, self.table, self.last = kv, table, last
+
+    @property
+    def num_bytes(self) -> int:
+        return 8 * sum(map(len, (*self.kv.values(), *self.table, self.last)))

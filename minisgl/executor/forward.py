@@ -41,6 +41,7 @@ class Forward:
         depth: int,
     ) -> None:
         limits = config.limits
+        self._made_of = (model, model_config, config, group, depth)
         self._model, self._page_size = model, limits.page_size
         self._pool = KVPool(
             model_config.num_layers,
@@ -66,6 +67,36 @@ class Forward:
         out = tuple(next(tokens) if row.emits else None for row in batch.rows)
         span = Span("device", f"step {batch.step}", begin, perf_counter())
         return Outcome(batch.step, out, (span,))
+
+    @torch.inference_mode()
+    def save(self, pages: Sequence[int]) -> Saved:
+        """Copies of the tables and of these pages."""
+        which = torch.tensor(pages, dtype=torch.int64, device=self._model.device)
+        return Saved(which, self._pool.read(which), self._tables.twin())
+
+    @torch.inference_mode()
+    def load(self, saved: Saved) -> None:
+        """Write back what ``save`` returned, here or in the forward pass this was forked from."""
+        self._pool.put(saved.pages, saved.contents)
+        self._tables.copy_(saved.tables)
+
+    def saved_bytes(self, num_pages: int) -> int:
+        """What saving so many pages takes."""
+        return num_pages * self._pool.page_bytes + self._tables.num_bytes
+
+    def fork(self) -> Forward:
+        """The same model with pages and tables of its own, all blank.
+
+        Raises MemoryError, with the bytes they need, where there is no room for them.
+        """
+        try:
+            return Forward(*self._made_of)
+        except (MemoryError, RuntimeError) as error:  # torch says RuntimeError, CUDA a kind of it
+            need = self.saved_bytes(self._pool.num_pages)
+            raise MemoryError(
+                f"a fork needs {need} bytes for KV pages of its own, and they are not to be had "
+                f"({str(error).splitlines()[0]}); close other engines, or load with fewer num_pages"
+            ) from error
 
     def _compute(self, batch: Batch) -> Tensor | None:
         """Up to the sampled tokens, which stay on the device: (emitting rows,), None without."""
@@ -132,6 +163,14 @@ class Forward:
         return _ranges(slots * width + first, counts), np.fromiter(
             chain.from_iterable(new), np.int64
         )
+
+
+class Saved(NamedTuple):
+    """What a forward pass had written at one moment."""
+
+    pages: Tensor  # (n,) int64
+    contents: list[tuple[Tensor, Tensor]]  # keys and values of those pages on each layer
+    tables: Tables
 
 
 class _Inputs(NamedTuple):

@@ -23,7 +23,7 @@ class KVPool:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.page_size = page_size
+        self.num_pages, self.page_size = num_pages, page_size
         # Zeros, for a masked position has weight 0 and 0 * NaN is NaN. On a CPU they cost nothing
         # before they are touched.
         shape = (num_pages, page_size, kv_heads, head_dim)
@@ -41,3 +41,22 @@ class KVPool:
         keys, values = self._flat[layer]
         keys.index_copy_(0, locations, k)
         values.index_copy_(0, locations, v)
+
+    @property
+    def page_bytes(self) -> int:
+        """What one page takes on all layers."""
+        return 2 * len(self.keys) * self.keys[0][0].nbytes
+
+    def read(self, pages: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Copies of these pages, (n,) int64: keys and values of each layer."""
+        return [
+            (keys[pages], values[pages])
+            for keys, values in zip(self.keys, self.values, strict=True)
+        ]
+
+    def put(self, pages: Tensor, contents: list[tuple[Tensor, Tensor]]) -> None:
+        """Write back what ``read`` returned for these pages."""
+        for keys, values, (old_keys, old_values) in zip(
+            self.keys, self.values, contents, strict=True
+        ):
+            keys[pages], values[pages] = old_keys, old_values

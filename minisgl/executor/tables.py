@@ -21,6 +21,21 @@ class Tables:
         self.pages = torch.zeros(slots, max_pages, dtype=torch.int32, device=device)
         self.last = torch.zeros(slots, dtype=torch.int64, device=device)
 
+    def copy_(self, other: Tables) -> Tables:
+        """Take over all that another of the same shape says; returns itself."""
+        self.pages.copy_(other.pages)
+        self.last.copy_(other.last)
+        return self
+
+    def twin(self) -> Tables:
+        """An independent copy."""
+        return Tables(*self.pages.shape, self.pages.device).copy_(self)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory it takes."""
+        return self.pages.nbytes + self.last.nbytes
+
 
 class Staging:
     """Takes a batch's small integers to the device in one copy.

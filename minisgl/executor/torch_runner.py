@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -11,8 +13,8 @@ from minisgl import registry
 from minisgl.config import EngineConfig
 from minisgl.core import Batch
 from minisgl.distributed.group import ALONE, Group
-from minisgl.engine.runner import Launch
-from minisgl.executor.forward import Forward
+from minisgl.engine.runner import Launch, Snapshot
+from minisgl.executor.forward import Forward, Saved
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 from minisgl.models.weights import Weights
@@ -27,6 +29,7 @@ class TorchRunner:
 
     def __init__(self, forward: Forward, threads: int) -> None:
         self._forward: Forward | None = forward
+        self._threads = threads
         self._worker = ThreadPoolExecutor(1, "minisgl-device", _use_threads, (threads,))
 
     def launch(self, batch: Batch) -> Launch:
@@ -35,16 +38,37 @@ class TorchRunner:
         Its ``result`` raises, each time, what computing it raised; later batches are computed all
         the same. Raises RuntimeError on a closed runner.
         """
-        if self._forward is None:
-            raise RuntimeError(
-                f"step {batch.step} was launched on a closed runner; load a new engine"
-            )
-        return self._worker.submit(self._forward.run, batch)
+        return self._worker.submit(self._open().run, batch)
+
+    def snapshot(self, pages: Sequence[int]) -> Snapshot:
+        """See ``Runner``. It is made by the worker, after what was launched before."""
+        forward = self._open()
+        saved = self._worker.submit(forward.save, pages)
+        return _Snapshot(saved, forward.saved_bytes(len(pages)))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """See ``Runner``. Waits until it is done."""
+        assert isinstance(snapshot, _Snapshot), "a snapshot of another kind of runner"
+        self._worker.submit(self._open().load, snapshot.saved.result()).result()
+
+    def fork(self) -> TorchRunner:
+        """See ``Runner``."""
+        return TorchRunner(self._open().fork(), self._threads)
 
     def close(self) -> None:
         """Finish what was launched, end the thread, forget weights and pages."""
         self._worker.shutdown(wait=True)
         self._forward = None
+
+    def _open(self) -> Forward:
+        if self._forward is None:
+            raise RuntimeError("the runner is closed; load a new engine")
+        return self._forward
+
+
+class _Snapshot(NamedTuple):
+    saved: Future[Saved]
+    num_bytes: int
 
 
 def load_runner(

@@ -59,6 +59,10 @@ class PrefixCache(Protocol):
         """Forget everything; returns the pages that were known."""
         ...
 
+    def copy(self) -> PrefixCache:
+        """An independent twin."""
+        ...
+
     def nodes(self) -> Iterator[NodeView]:
         """Everything it knows, parents before children."""
         ...

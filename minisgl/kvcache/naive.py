@@ -43,6 +43,10 @@ class NaiveCache:
         """It knew none."""
         return []
 
+    def copy(self) -> NaiveCache:
+        """Another that knows nothing."""
+        return NaiveCache(self.page_size)
+
     def nodes(self) -> Iterator[NodeView]:
         """None."""
         return iter(())

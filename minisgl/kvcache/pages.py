@@ -114,6 +114,14 @@ class PagePool:
             self._counts[page] = 1
         return pages, tuple(gone)
 
+    def copy(self) -> PagePool:
+        """An independent twin with the same pages in the same hands."""
+        twin = PagePool(0, self.page_size, self._cache.copy())
+        twin.num_pages, twin._counts = self.num_pages, self._counts.copy()
+        twin._free, twin._cached = self._free.copy(), self._cached.copy()
+        twin._num_cached, twin._num_evictable = self._num_cached, self._num_evictable
+        return twin
+
     def touch(self, path: int | None, now: int) -> None:
         """Note that a cached path was used in step ``now``."""
         self._cache.touch(path, now)

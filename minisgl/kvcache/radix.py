@@ -136,6 +136,24 @@ class RadixCache:
         self._queue.clear()
         return pages
 
+    def copy(self) -> RadixCache:
+        """An independent twin; it evicts alike."""
+        twin = RadixCache(self.page_size)
+        twin._next_id = self._next_id
+        copies = {self._root.id: twin._root}
+        twin._root.last_used = self._root.last_used
+        stack = list(reversed(self._root.children.items()))
+        while stack:
+            first, node = stack.pop()
+            assert node.parent is not None
+            above, pages = copies[node.parent.id], node.pages.copy()
+            mine = _Node(node.id, node.tokens.copy(), pages, above, node.last_used, node.queued)
+            above.children[first] = copies[node.id] = mine
+            twin._home.update(dict.fromkeys(pages, mine))
+            stack += reversed(node.children.items())
+        twin._queue = [(used, id_, copies[id_]) for used, id_, _ in self._queue]
+        return twin
+
     def nodes(self) -> Iterator[NodeView]:
         """Everything the tree knows, parents before children, siblings in order of creation."""
         stack = [(child, 0) for child in reversed(self._root.children.values())]

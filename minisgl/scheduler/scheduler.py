@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import replace
 
 from minisgl.config import Limits
@@ -366,6 +367,17 @@ class Scheduler:
         self._promised -= request.promised
         request.promised = 0
 
+    # ---- copies ----------------------------------------------------------------------------------
+
+    def copy(self) -> Scheduler:
+        """An independent twin. Immutable records are shared, requests are copied."""
+        twin = copy(self)
+        twin.pool, twin._free_slots = self.pool.copy(), self._free_slots.copy()
+        twin._in_flight = self._in_flight.copy()
+        twin.waiting = OrderedDict((rid, _twin(r)) for rid, r in self.waiting.items())
+        twin.running = {rid: _twin(r) for rid, r in self.running.items()}
+        return twin
+
     # ---- what must always hold -------------------------------------------------------------------
 
     def check(self) -> None:
@@ -388,3 +400,7 @@ class Scheduler:
         for request in self.waiting.values():
             held = request.pages or request.slot is not None or request.in_flight
             assert not held and request.finish is None, f"r{request.rid} waits and holds something"
+
+
+def _twin(request: Request) -> Request:
+    return replace(request, tokens=request.tokens.copy(), pages=request.pages.copy())
