@@ -3,7 +3,7 @@
 Three choices, each measured (Qwen3-0.6B's shape, 512 positions a row, fp32, one thread of a 2-core
 AVX2 machine; ms per layer and 64 decoding rows):
 - Query heads that share a key head become the query positions of one head: no key is repeated.
-- Decoding rows go together, but only as many as keep the gathered keys in the cache: 20 ms. All
+- Decoding rows go together, but only as many as keep the gathered keys in the cache: 22 ms. All
   rows in one call take 38 ms; even keys that lie contiguous already, in one call, take 21.
 - The scratch buffer is kept; gathering into fresh memory takes 127 ms instead of 14.
 """

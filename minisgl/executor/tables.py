@@ -29,7 +29,8 @@ class Tables:
 
     def twin(self) -> Tables:
         """An independent copy."""
-        return Tables(*self.pages.shape, self.pages.device).copy_(self)
+        slots, max_pages = self.pages.shape
+        return Tables(slots, max_pages, self.pages.device).copy_(self)
 
     @property
     def num_bytes(self) -> int:

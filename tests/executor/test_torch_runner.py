@@ -156,11 +156,15 @@ def test_a_runner_that_is_dropped_ends_its_thread() -> None:
 def test_two_runners_keep_their_own_number_of_threads() -> None:
     before = torch.get_num_threads()
     (one, a), (two, b) = slow_runner(1), slow_runner(2)
-    for _ in range(2):
-        for device, model in ((one, a), (two, b)):
-            to = Sequences(4, 64)
-            model.leave.release()
-            device.launch(to.batch(to.row(0, PROMPT))).result()
+    pairs = [(one, Sequences(4, 64)), (two, Sequences(4, 64))]
+    # both threads have set their number before either computes
+    launches = [device.launch(to.batch(to.row(0, PROMPT))) for device, to in pairs]
+    launches += [device.launch(to.batch(to.row(0))) for device, to in pairs]
+    time.sleep(0.1)
+    for model in (a, b):
+        model.leave.release(2)
+    for launch in launches:
+        launch.result()
     assert [count for _, count in a.threads] == [1, 1]
     assert [count for _, count in b.threads] == [2, 2]
     assert torch.get_num_threads() == before

@@ -114,7 +114,15 @@ def index(folder: Path, weight_map: object) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["../model.safetensors", "/etc/a.safetensors", "a/b.safetensors", "..", "x.bin", "", "a\\b"],
+    [
+        "../model.safetensors",
+        "/etc/a.safetensors",
+        "a/b.safetensors",
+        "..",
+        "x.bin",
+        "",
+        "a\\b.safetensors",
+    ],
 )
 def test_an_index_names_only_files_of_its_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="which is no file of this folder"):
