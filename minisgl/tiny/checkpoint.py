@@ -1,7 +1,8 @@
-"""The files of the embedded model: its configuration, its tokenizer, its chat template, and how they are written.
+"""The files of the embedded model: its configuration, its tokenizer, its chat template, and how
+they are written.
 
-The files keep the style of transformers 4.x (`rope_theta` and `torch_dtype` at the top level), which every version
-reads. Torch and transformers are imported only by the functions that need them.
+The files keep the style of transformers 4.x (`rope_theta` and `torch_dtype` at the top level),
+which every version reads. Torch and transformers are imported only by the functions that need them.
 """
 
 import json
@@ -77,7 +78,9 @@ TOKENIZER = {
 
 
 def build_tokenizer(texts: Iterable[str]) -> "Tokenizer":
-    """A byte-level BPE tokenizer of `CONFIG["vocab_size"]` tokens learned from `texts`; digits stand alone."""
+    """A byte-level BPE tokenizer of `CONFIG["vocab_size"]` tokens learned from `texts`; digits
+    stand alone.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -99,15 +102,14 @@ def build_tokenizer(texts: Iterable[str]) -> "Tokenizer":
     return tokenizer
 
 
-def new_model(seed: int) -> "nn.Module":
+def new_model(seed: int) -> Any:
     """A Qwen3ForCausalLM of `CONFIG` with random float32 weights."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
     values = {k: v for k, v in CONFIG.items() if k != "torch_dtype"}
-    model: nn.Module = Qwen3ForCausalLM(Qwen3Config.from_dict(values)).float()
-    return model
+    return Qwen3ForCausalLM(Qwen3Config.from_dict(values)).float()
 
 
 def save(model: "nn.Module", tokenizer: "Tokenizer", folder: Path) -> None:

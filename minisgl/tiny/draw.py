@@ -11,12 +11,16 @@ T = TypeVar("T")
 
 
 def held_out(key: str) -> bool:
-    """Whether turns with this key are kept from training: one key in ten, by CRC-32; "" (general talk) never."""
+    """Whether turns with this key are kept from training: one key in ten, by CRC-32; "" (general
+    talk) never.
+    """
     return key != "" and zlib.crc32(key.encode()) % 10 == 0
 
 
 class Turn(NamedTuple):
-    """A user's message, the right answer, and what the split hashes ("" where there is nothing to hold out)."""
+    """A user's message, the right answer, and what the split hashes ("" where there is nothing to
+    hold out).
+    """
 
     user: str
     answer: str
@@ -24,7 +28,9 @@ class Turn(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Turns that belong together. `apart` marks turns (after the first) that can stand far from the first."""
+    """Turns that belong together. `apart` marks turns (after the first) that can stand far from the
+    first.
+    """
 
     turns: tuple[Turn, ...]
     system: str | None = None

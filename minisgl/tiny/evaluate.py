@@ -1,8 +1,10 @@
-"""Measure a checkpoint on held-out prompts: `python -m minisgl.tiny.evaluate [DIR] [--n 200]` prints three tables.
+"""Measure a checkpoint on held-out prompts: `python -m minisgl.tiny.evaluate [DIR] [--n 200]`
+prints three tables.
 
-Accuracy counts an answer right only if the whole text equals the right answer and the model stopped by itself.
-The gap of a greedy step is the first logit less the second, in nats. Agreement is how often a rounded copy of the
-weights writes the same first 64 tokens. Everything runs in transformers' Qwen3ForCausalLM, float32 unless said.
+Accuracy counts an answer right only if the whole text equals the right answer and the model stopped
+by itself. The gap of a greedy step is the first logit less the second, in nats. Agreement is how
+often a rounded copy of the weights writes the same first 64 tokens. Everything runs in
+transformers' Qwen3ForCausalLM, float32 unless said.
 """
 
 import argparse
@@ -10,18 +12,19 @@ import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from minisgl.tiny import path, stories
-from minisgl.tiny.generate import END_OF_TEXT, IM_END, examples, long_chat
-from minisgl.tiny.rounding import linears, round_int4
 from minisgl.tiny.draw import Draw
+from minisgl.tiny.generate import END_OF_TEXT, IM_END, LongKind, examples, long_chat
+from minisgl.tiny.rounding import linears, round_int4
 from minisgl.tiny.skills import SKILLS
 
 PERCENTILES = (0.0, 0.1, 1.0, 5.0, 50.0)
+LONG_KINDS = get_args(LongKind)
 LONG = (250, 500, 1000, 1700)
 
 
@@ -34,7 +37,9 @@ class Prompt(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What the model wrote: tokens (with the end token, if it came) and the gap of each step (nats)."""
+    """What the model wrote: tokens (with the end token, if it came) and the gap of each step
+    (nats).
+    """
 
     tokens: list[int]
     gaps: list[float]
@@ -48,21 +53,21 @@ def load(folder: Path, device: str = "cpu") -> tuple[Any, Any]:
     return tokenizer, Qwen3ForCausalLM.from_pretrained(folder).float().to(device).eval()
 
 
+def _plain(d: Draw) -> Prompt:
+    facts = d.settle(lambda: stories.draw(d.rng, d.name(), home=True), lambda f: f.key)
+    return Prompt(stories.titled(facts), stories.tell(facts).text, END_OF_TEXT)
+
+
 def prompts(tokenizer: Any, skill: str, n: int, seed: int = 1) -> list[Prompt]:
-    """Held-out prompts: a skill of `SKILLS`, "plain" (a story after its title), or "notes-N", "library-N",
-    "mixed-N" (a question after about N words)."""
+    """Held-out prompts: a skill of `SKILLS`, "plain" (a story after its title), or "notes-N",
+    "library-N", "mixed-N" (a question after about N words).
+    """
     if skill == "plain":
-        out = []
-        for i in range(n):
-            d = Draw(Random(f"plain:{seed}:{i}"), held=True)
-            facts = d.settle(
-                lambda: stories.draw(d.rng, d.name(), home=True), lambda f: f.key
-            )  # noqa: B023
-            out.append(Prompt(stories.titled(facts), stories.tell(facts).text, END_OF_TEXT))
-        return out
+        return [_plain(Draw(Random(f"plain:{seed}:{i}"), held=True)) for i in range(n)]
     kind, _, size = skill.partition("-")
     if size:
-        cases = [long_chat(int(size), seed * 100_000 + i, kind) for i in range(n)]  # type: ignore[arg-type]
+        long_kind = cast(LongKind, kind)
+        cases = [long_chat(int(size), seed * 100_000 + i, long_kind) for i in range(n)]
     else:
         cases = examples(skill, n, seed)
     return [
@@ -149,10 +154,13 @@ def percentiles(values: list[float]) -> list[float]:
 def accuracy(
     tokenizer: Any, model: Any, names: Sequence[str], n: int
 ) -> tuple[list[str], dict[str, list[list[int]]]]:
-    """Lines of the accuracy and gap table, and the prompts' tokens by skill. Prints two wrong answers a skill."""
+    """Lines of the accuracy and gap table, and the prompts' tokens by skill. Prints two wrong
+    answers a skill.
+    """
     ends = set(tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END]))
     lines = [
-        "| skill | prompts | right | stopped | mean prompt (tokens) | gap min | 0.1 % | 1 % | 5 % | 50 % |",
+        "| skill | prompts | right | stopped | mean prompt (tokens) | gap min | 0.1 % | 1 % | "
+        "5 % | 50 % |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     encoded: dict[str, list[list[int]]] = {}
@@ -162,7 +170,7 @@ def accuracy(
         ids = [tokenizer(c.text, add_special_tokens=False)["input_ids"] for c in cases]
         written = greedy(model, ids, ends, 320)
         right = stopped = shown = 0
-        for case, w in zip(cases, written):
+        for case, w in zip(cases, written, strict=True):
             stops = w.tokens[-1] in ends
             text = tokenizer.decode(
                 w.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -172,7 +180,8 @@ def accuracy(
             if not good and shown < 2:
                 shown += 1
                 print(
-                    f"wrong, {name}: ...{case.text[-120:]!r}\n  wrote {text!r}\n  right {case.answer!r}"
+                    f"wrong, {name}: ...{case.text[-120:]!r}\n  wrote {text!r}\n  right "
+                    f"{case.answer!r}"
                 )
         gaps = [g for w in written for g in w.gaps]
         every += gaps
@@ -195,13 +204,15 @@ def _row(name: str, n: int, right: float, stopped: float, mean: float, gaps: lis
 
 
 def agreement(model: Any, ends: set[int], encoded: dict[str, list[list[int]]]) -> list[str]:
-    """Lines of the agreement table: texts of at most 64 tokens equal to the float32 model's, per rounding."""
+    """Lines of the agreement table: texts of at most 64 tokens equal to the float32 model's, per
+    rounding.
+    """
     ids = [row for name, rows in encoded.items() for row in (rows[:20] if "-" in name else rows)]
     base = [w.tokens for w in greedy(model, ids, ends, 64)]
     lines = ["| rounding | texts | same 64 tokens |", "|---|---|---|"]
     for name, twin in variants(model).items():
         texts = [w.tokens for w in greedy(twin, ids, ends, 64)]
-        same = sum(a == b for a, b in zip(base, texts))
+        same = sum(a == b for a, b in zip(base, texts, strict=True))
         lines.append(f"| {name} | {len(ids)} | {100 * same / len(ids):.2f} % |")
     return lines
 
@@ -216,7 +227,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     tokenizer, model = load(args.folder, args.device)
-    names = ["plain", *SKILLS, *(f"{k}-{w}" for k in ("notes", "library", "mixed") for w in LONG)]
+    names = ["plain", *SKILLS, *(f"{k}-{w}" for k in LONG_KINDS for w in LONG)]
     lines, encoded = accuracy(tokenizer, model, names, args.n)
     print("\n" + "\n".join(lines) + "\n", flush=True)
     ends = set(tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END]))

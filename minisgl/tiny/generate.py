@@ -1,19 +1,22 @@
-"""Documents for training, demos and tests: whole chats made of tasks, stories without a chat, long contexts.
+"""Documents for training, demos and tests: whole chats made of tasks, stories without a chat, long
+contexts.
 
-Pure standard library; the same seed gives the same text everywhere. What training may see and what is held out is
-decided by `skills.held_out`, never by the seed, so the two sides share no question whatever the seeds are.
+Pure standard library; the same seed gives the same text everywhere. What training may see and what
+is held out is decided by `skills.held_out`, never by the seed, so the two sides share no question
+whatever the seeds are.
 """
 
 from collections.abc import Iterator
 from random import Random
 from typing import Literal, NamedTuple
 
-from minisgl.tiny import skills, stories
+from minisgl.tiny import lookup, skills, stories
 from minisgl.tiny.draw import Draw, Task, Turn
 from minisgl.tiny.skills import SKILLS
 from minisgl.tiny.words import SIGN_OFFS
 
 Message = dict[str, str]
+LongKind = Literal["notes", "absent", "library", "mixed"]
 IM_START, IM_END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 
 _WEIGHTS = {
@@ -43,14 +46,17 @@ class Chat(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of a document, cut where a special token stands; `learn` where the model is to write it."""
+    """A stretch of a document, cut where a special token stands; `learn` where the model is to
+    write it.
+    """
 
     text: str
     learn: bool
 
 
 def chat(rng: Random, num_words: int, held: bool = False, around: bool = False) -> Chat:
-    """Tasks in a row until about `num_words` words; turns that may stand apart from their task sometimes do.
+    """Tasks in a row until about `num_words` words; turns that may stand apart from their task
+    sometimes do.
 
     With `around` the user says who they are in the first turn, and the last turn asks about it.
     """
@@ -79,7 +85,7 @@ def chat(rng: Random, num_words: int, held: bool = False, around: bool = False) 
         if once and (skill in used or (skill == "role" and turns)):
             continue
         task = (
-            skills.notes(d, rng.randint(15, max(16, (num_words - length) // 2)))
+            lookup.notes(d, rng.randint(15, max(16, (num_words - length) // 2)))
             if skill == "notes"
             else SKILLS[skill](d)
         )
@@ -91,7 +97,7 @@ def chat(rng: Random, num_words: int, held: bool = False, around: bool = False) 
             used |= {"role", "notes", "memory"}
         if task.apart and rng.random() < 0.4:
             say(task.turns[0])
-            rest = [t for t, apart in zip(task.turns[1:], task.apart[1:]) if apart]
+            rest = [t for t, apart in zip(task.turns[1:], task.apart[1:], strict=True) if apart]
             waiting += [rest] if rest else []
         else:
             for turn in task.turns:
@@ -105,22 +111,25 @@ def chat(rng: Random, num_words: int, held: bool = False, around: bool = False) 
 
 
 def long_chat(
-    num_words: int,
-    seed: int,
-    kind: Literal["notes", "library", "mixed"] = "notes",
-    held: bool = True,
+    num_words: int, seed: int, kind: LongKind = "notes", held: bool = True
 ) -> tuple[list[Message], str]:
     """A chat of about `num_words` words before its last question: messages, and the right answer.
 
-    "notes" asks for one of many short facts, "library" about one of many stories; in "mixed" many turns of every
-    kind stand before a question about the user's own first message. A word is about 1.7 tokens.
+    "notes" asks for one of many short facts, "absent" for a person whom the notes do not name,
+    "library" about one of many stories; in "mixed" many turns of every kind stand before a question
+    about the user's own first message. A word is about 1.7 tokens; 1700 words fit 4096 tokens.
     """
     d = Draw(Random(f"long:{kind}:{num_words}:{seed}"), held)
     if kind == "mixed":
         talk = chat(d.rng, num_words, held, around=True)
         return messages(talk), talk.turns[-1].answer
-    task = skills.notes(d, num_words) if kind == "notes" else skills.library(d, num_words)
-    return messages(Chat(task.system, task.turns[:1])), task.turns[0].answer
+    task = lookup.library(d, num_words) if kind == "library" else lookup.notes(d, num_words)
+    last = 0
+    if kind == "absent":
+        while all(turn.answer != lookup.NOT_IN_NOTES for turn in task.turns):
+            task = lookup.notes(d, num_words)
+        last = [turn.answer for turn in task.turns].index(lookup.NOT_IN_NOTES)
+    return messages(Chat(task.system, task.turns[: last + 1])), task.turns[last].answer
 
 
 def messages(talk: Chat) -> list[Message]:
@@ -139,8 +148,8 @@ def examples(
 ) -> list[tuple[list[Message], str]]:
     """`n` prompts of one skill of `SKILLS`, each as messages and the right answer.
 
-    Held-out prompts have no question in common with training. "talk" has nothing to hold out: a general question has
-    one answer. Raises KeyError for an unknown skill.
+    Held-out prompts have no question in common with training. "talk" has nothing to hold out: a
+    general question has one answer. Raises KeyError for an unknown skill.
     """
     out = []
     make = SKILLS[skill]
@@ -153,7 +162,9 @@ def examples(
 
 
 def segments(talk: Chat) -> list[Segment]:
-    """The chat as the chat template writes it, cut so that exactly the assistant's words are to be learned."""
+    """The chat as the chat template writes it, cut so that exactly the assistant's words are to be
+    learned.
+    """
     out = [Segment(f"{IM_START}system\n{talk.system}{IM_END}\n", False)] if talk.system else []
     for turn in talk.turns:
         out.append(Segment(f"{IM_START}user\n{turn.user}{IM_END}\n{IM_START}assistant\n", False))
@@ -163,7 +174,9 @@ def segments(talk: Chat) -> list[Segment]:
 
 
 def document(rng: Random, num_words: int) -> list[Segment]:
-    """One training document of about `num_words` words: mostly a chat, sometimes stories, or a long text asked about."""
+    """One training document of about `num_words` words: mostly a chat, sometimes stories, or a long
+    text asked about.
+    """
     d = Draw(rng)
     kind = rng.random()
     if kind < 0.06:
@@ -174,7 +187,7 @@ def document(rng: Random, num_words: int) -> list[Segment]:
         return out
     if num_words > 1000 and kind < 0.75 or num_words > 400 and kind < 0.35:
         room = rng.randint(100, int(num_words * 0.8))
-        task = skills.notes(d, room) if rng.random() < 0.6 else skills.library(d, room)
+        task = lookup.notes(d, room) if rng.random() < 0.6 else lookup.library(d, room)
         return segments(Chat(task.system, task.turns))
     return segments(chat(rng, num_words, around=num_words > 400 and rng.random() < 0.5))
 

@@ -1,11 +1,15 @@
-"""Int4 rounding of weights, simulated in floating point: for training against it and for measuring it."""
+"""Int4 rounding of weights, simulated in floating point: for training against it and for measuring
+it.
+"""
 
 import torch
 from torch import Tensor, nn
 
 
 def _range(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Step and integer zero point of each group of an asymmetric 4-bit grid that contains 0. groups: (n, group)."""
+    """Step and integer zero point of each group of an asymmetric 4-bit grid that contains 0.
+    groups: (n, group).
+    """
     low = groups.amin(1, keepdim=True).clamp(max=0)
     high = groups.amax(1, keepdim=True).clamp(min=0)
     step = ((high - low) / 15).clamp(min=1e-8)
@@ -13,7 +17,9 @@ def _range(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def round_int4(weight: Tensor, group: int) -> Tensor:
-    """The nearest weight that 4 bits, one step and one zero point per `group` values in a row can hold."""
+    """The nearest weight that 4 bits, one step and one zero point per `group` values in a row can
+    hold.
+    """
     groups = weight.reshape(-1, group)
     step, zero = _range(groups)
     codes = ((groups / step).round() + zero).clamp(0, 15)
@@ -28,7 +34,7 @@ def shake_int4(weight: Tensor, group: int) -> Tensor:
 
 
 def linears(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers that int4 kernels serve: all but the output matrix, which is the embedding."""
+    """The linear layers that int4 kernels serve: all but the output matrix (the embedding)."""
     return [
         m
         for n, m in model.named_modules()

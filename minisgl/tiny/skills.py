@@ -1,19 +1,20 @@
-"""What the model is taught: each skill draws one task, a few turns of talk whose right answers are known.
+"""What the model is taught: each skill draws one task, a few turns of talk whose right answers are
+known.
 
-A turn's answer follows from what stands before it, and from nothing else. Each turn has a key, and the key alone
-decides whether the turn may be trained on or is held out.
+A turn's answer follows from what stands before it, and from nothing else. Each turn has a key, and
+the key alone decides whether the turn may be trained on or is held out.
 """
 
 from collections.abc import Callable
 
 from minisgl.tiny import stories
 from minisgl.tiny.draw import Draw, Task, Turn
+from minisgl.tiny.lookup import library, notes
 from minisgl.tiny.wordplay import copying, wordplay
 from minisgl.tiny.words import (
     ANIMALS,
     COLOURS,
     DAYS,
-    FOODS,
     NAMES,
     PLACES,
     SHOPS,
@@ -24,7 +25,6 @@ from minisgl.tiny.words import (
 )
 
 UNKNOWN = "I do not know. I only know small stories and small sums."
-NOT_IN_NOTES = "I do not know. The notes do not say."
 NOT_TOLD = "I do not know. Nobody told me."
 
 
@@ -150,15 +150,23 @@ def numbers(d: Draw) -> Task:
 
 
 _TALK = {
-    "I am Tiny, a very small language model. I live inside minisgl.": "Who are you?|What are you?|Tell me about yourself.",
+    "I am Tiny, a very small language model. I live inside minisgl.": (
+        "Who are you?|What are you?|Tell me about yourself."
+    ),
     "My name is Tiny.": "What is your name?|What should I call you?",
-    "I can tell stories, answer questions about them, add numbers, and repeat words.": "What can you do?|Can you help me?|Help!",
+    "I can tell stories, answer questions about them, add numbers, and repeat words.": (
+        "What can you do?|Can you help me?|Help!"
+    ),
     "Hello! How can I help you?": "Hello!|Hi!|Hello|Hi there!|Good morning!|Good evening!",
     "I am fine, thank you. How can I help you?": "How are you?|How are you today?",
     "You are welcome.": "Thank you!|Thanks!|Thank you very much.|That was nice, thank you.",
     "Goodbye! Come back soon.": "Goodbye!|Bye!|See you!|Good night!",
-    "I was made from small stories, written by a small program.": "Who made you?|How were you made?",
-    "I am very small. I have less than four million numbers inside.": "How big are you?|Are you a big model?",
+    "I was made from small stories, written by a small program.": (
+        "Who made you?|How were you made?"
+    ),
+    "I am very small. I have less than four million numbers inside.": (
+        "How big are you?|Are you a big model?"
+    ),
 }
 
 
@@ -244,7 +252,8 @@ def role(d: Draw) -> Task:
         "n": coins,
     }
     turns = tuple(Turn(q.format_map(fields), a.format_map(fields), str(facts)) for q, a in asked)
-    return Task(turns[: r.randint(1, 5)], system, (True,) * len(turns))
+    turns = turns[: r.randint(1, 5)]
+    return Task(turns, system, (True,) * len(turns))
 
 
 def memory(d: Draw) -> Task:
@@ -268,67 +277,6 @@ def memory(d: Draw) -> Task:
     ]
     rest = r.sample(turns[1:], r.randint(1, 3))
     return Task((turns[0], *rest), apart=(True,) * (1 + len(rest)))
-
-
-def _note(d: Draw) -> Turn:
-    """A note (as the answer), and the question it answers; the key is the note."""
-    r, who = d.rng, d.person()
-    asked, note = r.choice(
-        (
-            ("What is the code of {}?", f"The code of {{}} is {r.randrange(1000, 10000)}."),
-            (
-                "What does {} have?",
-                f"{{}} has {article(r.choice(COLOURS))} {r.choice(list(THINGS))}.",
-            ),
-            ("Where does {} live?", f"{{}} lives {PLACES[r.choice(list(PLACES))][0]}."),
-            ("What does {} like?", f"{{}} likes {r.choice(list(FOODS))}."),
-            ("How old is {}?", f"{{}} is {r.randint(3, 99)} years old."),
-        )
-    )
-    return Turn(asked.format(who), note.format(who), note.format(who))
-
-
-def notes(d: Draw, num_words: int = 120) -> Task:
-    """About `num_words` words of notes on people, and questions about some of them."""
-    r = d.rng
-    known = [d.settle(lambda: _note(d), lambda t: t.key)]
-    while sum(len(t.answer.split()) for t in known) < num_words:
-        known.append(_note(d))
-    r.shuffle(known)
-    can_ask = [t for t in known if d.ours(t.key)]
-    asked = r.sample(can_ask, min(len(can_ask), r.randint(3, 4 + num_words // 60)))
-    stranger = d.settle(lambda: _note(d), lambda t: t.key)
-    if r.random() < 0.4:
-        asked.insert(r.randrange(len(asked) + 1), stranger._replace(answer=NOT_IN_NOTES))
-    text = r.choice((" ", "\n")).join(t.answer for t in known)
-    if r.random() < 0.3:
-        system = (
-            r.choice(("You know these notes.", "You are Tiny. You know these notes.")) + f"\n{text}"
-        )
-        return Task(tuple(asked), system, (True,) * len(asked))
-    head = r.choice(("Here are some notes.", "Read these notes.", "Notes:"))
-    asked[0] = asked[0]._replace(user=f"{head}\n{text}\n\n{asked[0].user}")
-    return Task(tuple(asked), apart=(True,) * len(asked))
-
-
-def library(d: Draw, num_words: int = 400) -> Task:
-    """About `num_words` words of stories in one message, and questions about some of them."""
-    r = d.rng
-    name = d.name()
-    told = [stories.tell(d.settle(lambda: stories.draw(r, name), lambda f: f.key), r)]
-    while sum(len(s.text.split()) for s in told) < num_words:
-        told.append(stories.tell(stories.draw(r, d.name()), r))
-    r.shuffle(told)
-    asked = []
-    for s in told:
-        pairs = [(q, a) for q, a in s.questions if s.facts.name in q and a != stories.NOT_IN_STORY]
-        if d.ours(s.facts.key):
-            asked += [Turn(q, a, s.facts.key) for q, a in r.sample(pairs, 2)]
-    r.shuffle(asked)
-    asked = asked[: r.randint(3, 12)]
-    text = "\n\n".join(s.text for s in told)
-    asked[0] = asked[0]._replace(user=f"Here are some stories.\n\n{text}\n\n{asked[0].user}")
-    return Task(tuple(asked), apart=(True,) * len(asked))
 
 
 SKILLS: dict[str, Callable[[Draw], Task]] = {

@@ -1,7 +1,8 @@
 """Stories: from a handful of named facts to a text, and the questions one can ask about it.
 
-A story told by the model is a function of its facts: no free choice is left, so every greedy step can be decisive.
-A story the model *reads* takes its details from a `Random` instead, so that answering needs reading, not memory.
+A story told by the model is a function of its facts: no free choice is left, so every greedy step
+can be decisive. A story the model *reads* takes its details from a `Random` instead, so that
+answering needs reading, not memory.
 """
 
 from random import Random
@@ -14,7 +15,6 @@ from minisgl.tiny.words import (
     FEARS,
     FOODS,
     FRIEND_LINES,
-    NUMBERS,
     PLACES,
     PLOTS,
     SIGHTS,
@@ -34,39 +34,52 @@ TOPICS: dict[str, tuple[str, ...]] = {
 COLOURED = ("lost", "found", "gift")
 
 _OPENING = (
-    "Once upon a time there was {a_trait} {animal} named {name}. {name} the {animal} lived {place} with {poss} {siblings}. "
+    "Once upon a time there was {a_trait} {animal} named {name}. {name} the {animal} lived "
+    "{place} with {poss} {siblings}. "
     "{place_line} "
 )
 _BODIES = {
     "lost": (
-        "One day {name} lost {poss} {colour} {topic}. {lost} {name} {move} and looked everywhere, but the {topic} "
-        'was gone. Then {pron} asked the {friend} for help. "{line}," said the {friend}. They searched together, and '
+        "One day {name} lost {poss} {colour} {topic}. {lost} {name} {move} and looked "
+        "everywhere, but the {topic} "
+        'was gone. Then {pron} asked the {friend} for help. "{line}," said the {friend}. They '
+        "searched together, and "
         "at last they found the {colour} {topic} {where}. {name} was so happy that {pron} {joy}."
     ),
     "found": (
-        "One day {name} {move} and saw something {colour}. It was {a_colour} {topic}, and it lay {where}. {good} "
-        '"Whose {topic} is this?" asked {name}. "It is mine," said the {friend}. "Thank you for finding it!" '
+        "One day {name} {move} and saw something {colour}. It was {a_colour} {topic}, and it "
+        "lay {where}. {good} "
+        '"Whose {topic} is this?" asked {name}. "It is mine," said the {friend}. "Thank you '
+        'for finding it!" '
         "{name} gave it back. The {friend} and {name} became good friends, and {name} {joy}."
     ),
     "gift": (
-        "The {friend} had a birthday, and {name} wanted to make a gift. {cap_pron} {move} and looked for ideas. "
+        "The {friend} had a birthday, and {name} wanted to make a gift. {cap_pron} {move} and "
+        "looked for ideas. "
         "Then {pron} made {a_colour} {topic}. {good} {name} put the gift {where} and waited. "
         '"This is the best {topic} in the world!" said the {friend}. {name} was proud and {joy}.'
     ),
     "make": (
-        "One day {name} wanted to make {a_topic}, but there was nothing left in the kitchen. {cap_pron} needed "
-        '{ingredient}, so {pron} {move} to ask the {friend}. "{line}," said the {friend}. They mixed and stirred '
+        "One day {name} wanted to make {a_topic}, but there was nothing left in the kitchen. "
+        "{cap_pron} needed "
+        '{ingredient}, so {pron} {move} to ask the {friend}. "{line}," said the {friend}. They '
+        "mixed and stirred "
         "until the {topic} was ready. It smelled {smell}. Everyone got a piece, and {name} {joy}."
     ),
     "fear": (
-        "{name} had one secret. {cap_pron} was afraid of {topic}. When it was bad, {pron} {move} and hid. "
-        '"What is wrong?" asked the {friend}. "I am afraid of {topic}," said {name}. "{cure}," said the {friend}. '
+        "{name} had one secret. {cap_pron} was afraid of {topic}. When it was bad, {pron} "
+        "{move} and hid. "
+        '"What is wrong?" asked the {friend}. "I am afraid of {topic}," said {name}. "{cure}," '
+        "said the {friend}. "
         "So they {deed}. After that {name} was not afraid any more, and {pron} {joy}."
     ),
     "see": (
-        "{name} had never seen {topic}. One morning {pron} packed some bread and {move}. The way led over {road}. "
-        '"Where are you going?" asked the {friend}. "I want to see {topic}," said {name}. "{line}," said the '
-        "{friend}. At last they were there. {sight} {name} looked for a long time, and then {pron} {joy}."
+        "{name} had never seen {topic}. One morning {pron} packed some bread and {move}. The "
+        "way led over {road}. "
+        '"Where are you going?" asked the {friend}. "I want to see {topic}," said {name}. '
+        '"{line}," said the '
+        "{friend}. At last they were there. {sight} {name} looked for a long time, and then "
+        "{pron} {joy}."
     ),
 }
 _ENDINGS = {
@@ -121,7 +134,9 @@ NOT_IN_STORY = "I do not know. The story does not say."
 
 
 class Facts(NamedTuple):
-    """What a request names, each a key of a table in `words`; `colour` counts only for plots in `COLOURED`."""
+    """What a request names, each a key of a table in `words`; `colour` counts only for plots in
+    `COLOURED`.
+    """
 
     plot: str
     animal: str
@@ -132,7 +147,9 @@ class Facts(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the held-out split hashes; "" for the usual story of an animal, which must be learned."""
+        """What the held-out split hashes; "" for the usual story of an animal, which must be
+        learned.
+        """
         return "" if self == usual(self.animal) else "|".join(self)
 
 
@@ -162,7 +179,9 @@ def draw(rng: Random, name: str, home: bool = False) -> Facts:
 
 
 def tell(facts: Facts, details: Random | None = None) -> Story:
-    """The story of these facts. Without `details` it follows from the facts; with it, details vary freely."""
+    """The story of these facts. Without `details` it follows from the facts; with it, details vary
+    freely.
+    """
 
     def other(key: str, table: dict[str, object]) -> str:
         return key if details is None else details.choice(list(table))
@@ -199,11 +218,11 @@ def tell(facts: Facts, details: Random | None = None) -> Story:
         thing = THINGS[detail]
         fields |= {"lost": thing.lost, "where": thing.where, "good": THINGS[facts.topic].good}
     elif facts.plot == "make":
-        fields |= dict(zip(("ingredient", "smell"), FOODS[detail]))
+        fields |= dict(zip(("ingredient", "smell"), FOODS[detail], strict=True))
     elif facts.plot == "fear":
-        fields |= dict(zip(("cure", "deed"), FEARS[facts.topic]))
+        fields |= dict(zip(("cure", "deed"), FEARS[facts.topic], strict=True))
     else:
-        fields |= dict(zip(("sight", "road"), SIGHTS[facts.topic]))
+        fields |= dict(zip(("sight", "road"), SIGHTS[facts.topic], strict=True))
     text = (_OPENING + _BODIES[facts.plot] + " " + _ENDINGS[facts.plot]).format_map(fields)
 
     pairs = [
@@ -231,9 +250,11 @@ def titled(facts: Facts) -> str:
 
 
 def plain(facts: Facts, rng: Random) -> str:
-    """A story without a chat, of these facts: half the time under its title, else with facts that lean to the usual.
+    """A story without a chat, of these facts: half the time under its title, else with facts that
+    lean to the usual.
 
-    The lean (9 of 10 for each choice that the text has not yet settled) keeps a free continuation decisive.
+    The lean (9 of 10 for each choice that the text has not yet settled) keeps a free continuation
+    decisive.
     """
     usually = usual("fox" if rng.random() < 0.6 else facts.animal)
     lean = usually._replace(name=facts.name) if rng.random() < 0.1 else usually
@@ -244,8 +265,3 @@ def plain(facts: Facts, rng: Random) -> str:
     if rng.random() < 0.6 or held_out(lean.key):
         return titled(facts) + tell(facts).text
     return tell(lean).text
-
-
-assert all(
-    len(a.siblings.split()) == 2 and a.siblings.split()[0] in NUMBERS for a in ANIMALS.values()
-)

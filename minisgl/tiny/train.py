@@ -1,9 +1,11 @@
-"""Train the embedded model from nothing: `python -m minisgl.tiny.train --out DIR [--minutes 8] [--device cuda]`.
+"""Train the embedded model from nothing: `python -m minisgl.tiny.train --out DIR [--minutes 8]
+[--device cuda]`.
 
-Every batch is a function of the seed and its number, made by worker processes while the model learns. A sequence is
-one document from position 0, never a pack of several, so attention needs no document mask. Only what the model is to
-write carries loss. In the second half of training, most steps see weights rounded to int4 or shaken by as much
-(gradients pass straight through), so that a rounded copy of the model says the same.
+Every batch is a function of the seed and its number, made by worker processes while the model
+learns. A sequence is one document from position 0, never a pack of several, so attention needs no
+document mask. Only what the model is to write carries loss. In the second half of training, most
+steps see weights rounded to int4 or shaken by as much (gradients pass straight through), so that a
+rounded copy of the model says the same.
 """
 
 import argparse
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
 
 class Bucket(NamedTuple):
-    """Sequences of one length (tokens), how many words fill one, and its share of the steps (percent)."""
+    """Sequences of one length (tokens), how many words fill one, and its share of the steps
+    (percent).
+    """
 
     length: int
     words: int
@@ -41,7 +45,9 @@ BUCKETS = (Bucket(256, 130, 45), Bucket(1024, 620, 30), Bucket(4096, 2500, 25))
 
 
 class Batch(NamedTuple):
-    """ids: (sequences, length) int16. at: flat positions whose next token is learned; target: those tokens."""
+    """ids: (sequences, length) int16. at: flat positions whose next token is learned; target: those
+    tokens.
+    """
 
     ids: Tensor
     at: Tensor
@@ -87,7 +93,7 @@ def _fit(doc: list[Segment], codes: list[list[int]], length: int) -> tuple[list[
     tokens: list[int] = []
     marks: list[bool] = []
     end = 0
-    for segment, code in zip(doc, codes):
+    for segment, code in zip(doc, codes, strict=True):
         tokens += code
         marks += [segment.learn] * len(code)
         if len(tokens) > length:
@@ -98,7 +104,9 @@ def _fit(doc: list[Segment], codes: list[list[int]], length: int) -> tuple[list[
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
-    """Mean loss (nats) over the learned tokens, with a small z-loss that keeps logits from drifting."""
+    """Mean loss (nats) over the learned tokens, with a small z-loss that keeps logits from
+    drifting.
+    """
     body = model.model
     x = body.embed_tokens(batch.ids.long())
     position = body.rotary_emb(x, torch.arange(x.shape[1], device=x.device)[None])
@@ -165,7 +173,7 @@ def train(args: argparse.Namespace) -> None:
         fused=device == "cuda",
     )
     if device == "cuda":
-        for layer in model.model.layers:  # type: ignore[union-attr]
+        for layer in model.model.layers:
             layer.compile(dynamic=False)
     dice = Random(args.seed)
     data = Batches(tokenizer, args.seed, args.tokens, args.steps or 10**9)
@@ -212,7 +220,8 @@ def train(args: argparse.Namespace) -> None:
             save(model, tokenizer, args.out)
     save(model, tokenizer, args.out)
     print(
-        f"done: {step} steps, {seen / 1e6:.0f} M tokens, {time.perf_counter() - start:.0f} s in all",
+        f"done: {step} steps, {seen / 1e6:.0f} M tokens, {time.perf_counter() - start:.0f} s in "
+        f"all",
         flush=True,
     )
 

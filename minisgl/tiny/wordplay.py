@@ -6,7 +6,10 @@ from minisgl.tiny import stories
 from minisgl.tiny.draw import Draw, Task, Turn
 from minisgl.tiny.words import ANIMALS, COLOURS, NAMES, PLACES, THINGS
 
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZäöüéèñçøßåabcdeабвгдежзиклмнопрстλμπσω日本語中文한글😀🚀★→€_-+=/#@%&*"
+_LETTERS = (
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZäöüéèñçøßåabcde"
+    "абвгдежзиклмнопрстλμπσω日本語中文한글😀🚀★→€_-+=/#@%&*"
+)
 
 
 def _odd_word(r: Random) -> str:
@@ -30,7 +33,9 @@ def _words(r: Random, low: int, high: int) -> list[str]:
 
 
 def _sentence(r: Random) -> str:
-    """A stretch of some story, with some words exchanged: it must be copied, for it cannot be remembered."""
+    """A stretch of some story, with some words exchanged: it must be copied, for it cannot be
+    remembered.
+    """
     words = stories.tell(stories.draw(r, r.choice(NAMES)), r).text.split()
     start = r.randrange(len(words) - 14)
     part = words[start : start + r.randint(3, 14)]

@@ -1,8 +1,10 @@
 """The small world of the embedded model: who lives there, what they own, what may happen to them.
 
-Tables only. Every line of a story hangs on one named fact (the animal, the thing, the place, ...), so that a very
-small model can learn the whole story as a function of the request.
+Tables only. Every line of a story hangs on one named fact (the animal, the thing, the place, ...),
+so that a very small model can learn the whole story as a function of the request.
 """
+
+# ruff: noqa: E501 (a row of a table is a line)
 
 from typing import NamedTuple
 
