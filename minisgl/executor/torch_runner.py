@@ -21,8 +21,7 @@ from minisgl.models.weights import Weights
 
 
 class TorchRunner:
-    """Batches computed while the host plans the next ones: torch works without holding Python's
-    lock.
+    """Batches are computed while the host plans the next: torch does not hold Python's lock.
 
     A runner dropped without ``close`` ends its thread when it is collected, or when Python exits.
     """

@@ -135,7 +135,7 @@ def test_close_finishes_what_was_launched_and_may_be_called_again() -> None:
     assert threading.active_count() == before
     gc.collect()
     assert forward() is None, "weights and pages are still held"
-    with pytest.raises(RuntimeError, match="step 7 was launched on a closed runner"):
+    with pytest.raises(RuntimeError, match="the runner is closed"):
         device.launch(Batch(7, ()))
 
 
