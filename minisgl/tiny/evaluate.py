@@ -60,7 +60,7 @@ def _plain(d: Draw) -> Prompt:
 
 def prompts(tokenizer: Any, skill: str, n: int, seed: int = 1) -> list[Prompt]:
     """Held-out prompts: a skill of `SKILLS`, "plain" (a story after its title), or "notes-N",
-    "library-N", "mixed-N" (a question after about N words).
+    "absent-N", "library-N", "mixed-N" (a question after about N words).
     """
     if skill == "plain":
         return [_plain(Draw(Random(f"plain:{seed}:{i}"), held=True)) for i in range(n)]
