@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from minisgl.config import EngineConfig, Hardware, resolve
 from minisgl.engine.engine import Engine
 from minisgl.engine.runner import HashRunner, Runner
-from minisgl.registry import find
-from minisgl.scheduler.scheduler import Scheduler
+from minisgl.scheduler.policy import find_policy
+from minisgl.scheduler.replay import fresh
 
 if TYPE_CHECKING:
     from minisgl.models.config import ModelConfig
@@ -37,9 +37,7 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
     described = ModelConfig.read(folder)
     final = resolve(wanted, hardware(), os.environ, described.facts())
     codec = load_codec(folder)
-    policy = final.policy if callable(final.policy) else find("policy", final.policy)
-    cache = find("prefix_cache", final.prefix_cache)(final.limits.page_size)
-    scheduler = Scheduler(final.limits, policy, cache, described.eos_token_ids)
+    scheduler = fresh(final, described.eos_token_ids, find_policy(final.policy))
     runner = _runner(folder, described, final)
     return Engine(scheduler, runner, final, vocab_size=described.vocab_size, codec=codec)
 

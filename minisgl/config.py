@@ -16,8 +16,8 @@ _AUTO_SEQUENCES = 16  # ... and no more than this many sequences of full length
 _SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
 
 
-def _option(default: Any, doc: str, choices: tuple[Any, ...] = ()) -> Any:
-    return field(default=default, metadata={"doc": doc, "choices": choices})
+def _option(default: Any, doc: str, choices: tuple[Any, ...] = (), least: int = 1) -> Any:
+    return field(default=default, metadata={"doc": doc, "choices": choices, "least": least})
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,10 @@ class EngineConfig:
     )
     tp: int = _option(1, "processes that share each layer (tensor parallelism)")
     threads: int | Auto = _option(AUTO, "CPU threads that compute a batch")
+    seed: int = _option(0, "what requests without a seed of their own are sampled with", least=0)
     record: bool = _option(True, "keep every input, so that the run can be replayed")
+    history: int | None = _option(None, "steps that are kept for looking and going back; None: all")
+    snapshots: int = _option(256, "MiB that snapshots of KV pages may take, for going back")
     check: bool = _option(False, "check every page and slot after every step (slow)")
 
     def __post_init__(self) -> None:
@@ -82,8 +85,10 @@ class EngineConfig:
                     raise TypeError(f"{option.name} must be one of {choices}, got {value!r}")
                 if value not in choices:
                     raise ValueError(f"{option.name} must be one of {choices}, got {value!r}")
-            elif value != AUTO:
-                object.__setattr__(self, option.name, as_int(option.name, value, 1))
+            elif value != AUTO and not (value is None and option.default is None):
+                object.__setattr__(
+                    self, option.name, as_int(option.name, value, option.metadata["least"])
+                )
 
     def but(self, **changes: Any) -> EngineConfig:
         """The same configuration with some fields changed."""

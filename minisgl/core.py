@@ -7,60 +7,32 @@ a request is never fed back and needs no position.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Literal, NamedTuple, SupportsIndex
+from typing import Literal, NamedTuple
+
+from minisgl.sampling import SamplingParams as SamplingParams
+from minisgl.sampling import as_int as as_int
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
-def as_int(name: str, value: object, least: int) -> int:
-    """``value`` as an int of at least ``least``; numpy integers pass, bools and floats do not.
+class Logprob(NamedTuple):
+    """How likely the model found a token, by its raw distribution: no penalty, no temperature."""
 
-    Raises TypeError for anything that is not a whole number, ValueError for one that is too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    number = operator.index(value)
-    if number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How one request generates. Decoding is greedy: the token with the largest logit.
-
-    max_tokens: tokens to generate at most; 0 computes the prompt and generates nothing.
-    ignore_eos: go on past the model's end-of-sequence tokens (benchmarks need fixed lengths).
-    stop_token_ids: further tokens that end the request, with finish reason "stop".
-    Raises TypeError for a wrong type and ValueError for a wrong value, naming the field.
-    """
-
-    max_tokens: int = 128
-    ignore_eos: bool = False
-    stop_token_ids: Sequence[int] = ()
-
-    def __post_init__(self) -> None:
-        set_ = object.__setattr__  # frozen: this is the one place that may normalise a field
-        set_(self, "max_tokens", as_int("max_tokens", self.max_tokens, 0))
-        if not isinstance(self.ignore_eos, bool):
-            raise TypeError(f"ignore_eos must be True or False, got {self.ignore_eos!r}")
-        given: object = self.stop_token_ids
-        if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"stop_token_ids must be a list of ids, got {given!r}")
-        ids = tuple(as_int("one of stop_token_ids", token, 0) for token in given)
-        set_(self, "stop_token_ids", ids)
+    logprob: float  # natural logarithm of the probability
+    rank: int  # 1 for the likeliest; equals share the better rank
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their logprobs, best first
 
 
 @dataclass(eq=False, slots=True)
 class Request:
     """One generation. Owned and changed by the scheduler alone; everyone else reads it.
 
-    Public: ``rid``, ``prompt``, ``output``, ``text``, ``finish``, ``cached``, ``sampling``,
-    ``clipped_from``. The rest is the scheduler's account of pages, slot and steps in flight.
+    Public: ``rid``, ``prompt``, ``output``, ``text``, ``finish``, ``stopped_by``, ``error``,
+    ``logprobs``, ``prompt_logprobs``, ``cached``, ``sampling``, ``clipped_from``. The rest is the
+    scheduler's account of pages, slot, steps in flight and what else a row needs.
     """
 
     rid: int
@@ -72,8 +44,14 @@ class Request:
     decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
     finish: FinishReason | None = None
     error: str | None = None  # what failed, where finish is "error"
+    stopped_by: int | str | None = None  # the token or the stop string, where finish is "stop"
     cached: int = 0  # positions found in the prefix cache at its first admission
     # the scheduler's account
+    plain: bool = True  # its rows bring nothing for sampling
+    stop_ids: frozenset[int] = frozenset()  # tokens that end it
+    text_len: int | None = None  # characters of its output before the stop string that ended it
+    scores: list[Logprob] = field(default_factory=list)  # of the output, where asked
+    prompt_scores: list[Logprob] = field(default_factory=list)  # of prompt[1:], as far as computed
     slot: int | None = None  # row of the device tables while it runs
     pages: list[int] = field(default_factory=list)  # page i holds positions [i*P, (i+1)*P)
     promised: int = 0  # further pages the pool keeps for it
@@ -104,12 +82,36 @@ class Request:
     def text(self) -> str:
         """The generated text so far, without the token that stopped it.
 
-        Raises ValueError if the model was loaded without a tokenizer.
+        A stop string and all after it are left out. Raises ValueError if the model was loaded
+        without a tokenizer.
         """
         if self.decode is None:
             raise ValueError(f"request {self.rid}: this model has no tokenizer; read .output")
         output = self.output
+        if self.text_len is not None:
+            return self.decode(output)[: self.text_len]
         return self.decode(output[:-1] if self.finish == "stop" else output)
+
+    @property
+    def logprobs(self) -> tuple[Logprob, ...] | None:
+        """One for each output token; None if they were not asked for."""
+        return None if self.sampling.logprobs is None else tuple(self.scores)
+
+    @property
+    def prompt_logprobs(self) -> tuple[Logprob | None, ...] | None:
+        """One for each prompt token computed so far, None for the first, which nothing precedes.
+
+        None if they were not asked for.
+        """
+        if self.sampling.prompt_logprobs is None:
+            return None
+        return (None, *self.prompt_scores)
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether logprobs of its prompt are still to come: then it reuses no cached page."""
+        asked = self.sampling.prompt_logprobs is not None
+        return asked and len(self.prompt_scores) < self.prompt_len - 1
 
     def __repr__(self) -> str:
         state = self.finish or ("waiting" if self.slot is None else "running")
@@ -170,6 +172,16 @@ class Plan:
         return replace(self, rows=tuple(row for row in self.rows if row[0] not in rids))
 
 
+class Draw(NamedTuple):
+    """What a row brings besides, where its request wants more than the largest logit."""
+
+    seed: int
+    made: int  # output tokens before the one that the row samples
+    # On the first row of a slot whose request has penalties: the prompt, and the output so far.
+    history: tuple[tuple[int, ...], tuple[int, ...]] | None
+    targets: tuple[int, ...]  # the tokens after the row's first positions, to report logprobs of
+
+
 class Row(NamedTuple):
     """One request's share of a batch, with all a runner needs to compute it.
 
@@ -186,6 +198,7 @@ class Row(NamedTuple):
     new_pages: tuple[int, ...]
     emits: bool  # it reaches the last known position, so a token is sampled
     sampling: SamplingParams
+    draw: Draw | None = None  # None: the token with the largest logit, and nothing else is asked
 
 
 class Batch(NamedTuple):
@@ -209,6 +222,14 @@ class Span(NamedTuple):
     end: float
 
 
+class StopHit(NamedTuple):
+    """A request's output now contains one of its stop strings, as the engine's codec reads it."""
+
+    rid: int
+    stop: str
+    text_len: int  # characters of the output before it
+
+
 class Outcome(NamedTuple):
     """What the device says about a batch. ``tokens[i]`` is None where row i emits nothing.
 
@@ -219,6 +240,9 @@ class Outcome(NamedTuple):
     tokens: tuple[int | None, ...]
     spans: tuple[Span, ...] = ()
     error: str | None = None
+    logprobs: tuple[Logprob | None, ...] = ()  # of each row's token; () if nobody asked
+    prompt_logprobs: tuple[tuple[Logprob, ...], ...] = ()  # of each row's targets; () likewise
+    stops: tuple[StopHit, ...] = ()
 
 
 class Added(NamedTuple):
@@ -345,5 +369,13 @@ class Abort(NamedTuple):
     rid: int
 
 
-# What may pass the scheduler's four doors. A list of these is its whole history.
-Input = Add | Abort | Plan | Outcome
+class Change(NamedTuple):
+    """The input with which a fork begins: limits that it keeps to from here on."""
+
+    max_step_tokens: int
+    chunked_prefill: bool
+    optimistic: bool
+
+
+# What may pass the scheduler's doors. A list of these is its whole history.
+Input = Add | Abort | Change | Plan | Outcome

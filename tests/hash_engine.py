@@ -9,8 +9,8 @@ from minisgl.config import EngineConfig
 from minisgl.core import SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.engine.runner import HashRunner, next_token
-from minisgl.registry import find
-from minisgl.scheduler.policy import Policy
+from minisgl.scheduler.policy import Policy, find_policy
+from minisgl.scheduler.replay import fresh
 from minisgl.scheduler.scheduler import Scheduler
 
 VOCAB = 13
@@ -47,9 +47,7 @@ def hash_engine(
 
 def fresh_scheduler(config: EngineConfig) -> Scheduler:
     """The scheduler of a configuration before anything happened."""
-    policy = config.policy if callable(config.policy) else find("policy", config.policy)
-    cache = find("prefix_cache", config.prefix_cache)(config.limits.page_size)
-    return Scheduler(config.limits, policy, cache, {EOS})
+    return fresh(config, {EOS}, find_policy(config.policy))
 
 
 def expected(prompt: Sequence[int], sampling: SamplingParams, room: int) -> tuple[int, ...]:

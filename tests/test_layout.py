@@ -15,8 +15,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "minisgl"
 
 # Rooms upwards. A room imports itself and what stands before it; rooms on one floor share nothing.
-GROUND = (("core",), ("config", "registry"))
-HOST = (("kvcache",), ("scheduler",), ("engine",), ("trace",))
+GROUND = (("sampling",), ("core",), ("config", "registry"))
+HOST = (("kvcache",), ("scheduler",), ("trace",), ("engine",))
 TORCH = (
     ("kernel", "distributed"),
     ("attention",),
@@ -36,7 +36,13 @@ TOP = (
 FLOORS = GROUND + HOST + TORCH + VIEWS + TOP
 
 # The seam: all of the host engine that the torch side may know.
-SEAM = {"minisgl.core", "minisgl.config", "minisgl.registry", "minisgl.engine.runner"}
+SEAM = {
+    "minisgl.sampling",
+    "minisgl.core",
+    "minisgl.config",
+    "minisgl.registry",
+    "minisgl.engine.runner",
+}
 # The host engine counts, it does not compute.
 NOT_ON_THE_HOST = {"torch", "transformers", "safetensors", "tokenizers", "triton", "flashinfer"}
 

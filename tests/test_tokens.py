@@ -89,7 +89,7 @@ def run(truth: Truth, case: Case, seed: int) -> Counter[str]:
     options["num_pages"] = tight if pool == "tight" else 2000 // size
     options["max_step_tokens"] = chunk or 160
     with minisgl.load(truth.model, **toggles, **options) as engine:
-        sampling = minisgl.SamplingParams(NUM_TOKENS, ignore_eos=True)
+        sampling = minisgl.SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
         todo = list(enumerate(truth.prompts))
         random.shuffle(todo)
         asked = []
@@ -142,7 +142,7 @@ def test_two_engines_in_one_process_do_not_touch_each_other(
     truth_of: Callable[[str], Truth],
 ) -> None:
     one, two = truth_of("qwen3"), truth_of("llama")
-    sampling = minisgl.SamplingParams(NUM_TOKENS, ignore_eos=True)
+    sampling = minisgl.SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
     with minisgl.load(one.model) as first, minisgl.load(two.model, page_size=4) as second:
         asked = [
             (engine.add(prompt, sampling), says)

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from time import perf_counter
 from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 from minisgl.config import EngineConfig
 from minisgl.core import (
     Abort,
     Add,
     Batch,
+    Change,
     Event,
     Gauges,
     Input,
@@ -30,21 +31,22 @@ from minisgl.core import (
     StepRecord,
     as_int,
 )
+from minisgl.engine.breakpoint import Breakpoint, Condition, as_condition
 from minisgl.engine.codec import Codec
 from minisgl.engine.runner import Launch, Runner
+from minisgl.engine.travel import EVERY, Checkpoint, Checkpoints, InFlight, Moment, checkpoint, go
 from minisgl.kvcache.view import CacheView
+from minisgl.scheduler.policy import find_policy
 from minisgl.scheduler.scheduler import Scheduler
+from minisgl.trace.history import History
+from minisgl.trace.trace import Trace
 
 Observer = Callable[[StepRecord], None]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
-class _InFlight(NamedTuple):
-    plan: Plan
-    batch: Batch
-    events: tuple[Event, ...]
-    launch: Launch
-    spans: tuple[Span, ...]
+# What a fork may change: its pages and tables fit all of these.
+FORKABLE: Final = ("policy", "admission", "overlap", "max_step_tokens", "chunked_prefill")
 
 
 class _Failed:
@@ -76,16 +78,18 @@ class Engine:
         self.config = config
         self.depth = 2 if config.overlap else 1
         self.observers: list[Observer] = []
-        self.inputs: list[Input] = []  # all that passed the doors, while ``config.record``
         self._scheduler = scheduler
         self._runner = runner
         self._codec = codec
         self._vocab_size = vocab_size
         self._requests: dict[int, Request] = {}
-        self._in_flight: deque[_InFlight] = deque()
+        self._in_flight: deque[InFlight] = deque()
         self._events: list[Event] = []  # of adds and aborts since the last record
         self._next_rid = 0
         self._closed = False
+        self._breakpoints: list[Breakpoint] = []
+        self._history = History()
+        self._checkpoints = Checkpoints(self._present(), config.snapshots << 20)
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -143,7 +147,7 @@ class Engine:
         """
         if not self._in_flight:
             raise RuntimeError("no step is in flight; launch one first")
-        plan, batch, events, launch, spans = self._in_flight[0]
+        plan, batch, events, spans, launch = self._in_flight[0]
         start = perf_counter()
         try:
             outcome = launch.result()
@@ -193,7 +197,89 @@ class Engine:
             records.append(record)
             if until is not None and until(record):
                 break
+            if any(breakpoint_.holds(record) for breakpoint_ in self._breakpoints):
+                break
         return records
+
+    # ---- time ------------------------------------------------------------------------------------
+
+    @property
+    def trace(self) -> Trace:
+        """The history so far. After a rewind the trace that was asked for before keeps the rest."""
+        return Trace(self._history, self.config, self._scheduler.eos, self._vocab_size)
+
+    def break_when(self, condition: Condition) -> Breakpoint:
+        """Let ``run`` stop after each record for which this holds.
+
+        condition: a function of a StepRecord, or one of the names in ``engine.breakpoint.EVENTS``.
+        Returns a handle with ``enabled`` and ``remove()``. Raises ValueError for an unknown name.
+        """
+        handle = Breakpoint(condition, self._breakpoints)
+        self._breakpoints.append(handle)
+        return handle
+
+    @property
+    def breakpoints(self) -> tuple[Breakpoint, ...]:
+        """The breakpoints that were set and not removed."""
+        return tuple(self._breakpoints)
+
+    def rewind(self, to: int | None = None, until: Condition | None = None) -> None:
+        """Go back to the moment at which records 0 to ``to`` - 1 exist, or to just after the last
+        earlier record for which ``until`` holds.
+
+        Steps in flight are collected first. Requests that were not over then are new objects: ask
+        ``requests`` again. Inputs from the next commit on are forgotten; a trace taken before has
+        them. Raises ValueError if there is no such moment, RuntimeError without a record.
+        """
+        self._check_open()
+        self._drain()
+        moment_at = self._moment(to, until)
+        history = self._history.cut(moment_at)
+        start = self._checkpoints.before(moment_at)
+        try:
+            moment = go(self._runner, start, self._history, moment_at)
+        except BaseException:
+            self.close()  # the device is between two moments
+            raise
+        self._checkpoints = self._checkpoints.until(moment_at)
+        self._become(moment, history)
+
+    def fork(self, at: int | None = None, **changes: Any) -> Engine:
+        """A twin, as of now or as of the moment at which records 0 to ``at`` - 1 exist.
+
+        It shares the weights and has pages of its own; the two never meet again. Steps in flight
+        are collected first. changes: any of the toggles in ``FORKABLE``.
+        Raises ValueError for a change of any other, MemoryError if its pages do not fit.
+        """
+        self._check_open()
+        if wrong := sorted(set(changes) - set(FORKABLE)):
+            raise ValueError(
+                f"a fork cannot change {', '.join(wrong)}, which its pages are made for; it can "
+                f"change {', '.join(FORKABLE)}; use minisgl.replay for the others"
+            )
+        config = self.config.but(**changes)
+        find_policy(config.policy)
+        self._drain()
+        here = self._present()
+        start, moment_at = here, len(self._history)
+        if at is not None:
+            moment_at = self._moment(at, None)
+            start = self._checkpoints.before(moment_at)
+        runner = self._runner.fork()
+        moment = go(runner, start, self._history, moment_at)
+        twin = Engine(
+            moment.scheduler, runner, config, vocab_size=self._vocab_size, codec=self._codec
+        )
+        twin._requests = dict(self._requests)
+        twin._become(moment, self._history.cut(moment_at))
+        limits = config.limits
+        change = Change(limits.max_step_tokens, limits.chunked_prefill, limits.optimistic)
+        twin._scheduler.change(change)
+        twin._record(change)
+        twin._scheduler.policy = find_policy(config.policy)
+        # it cannot go back to before it began: there it was another engine
+        twin._checkpoints = Checkpoints(twin._present(), config.snapshots << 20)
+        return twin
 
     # ---- looking ---------------------------------------------------------------------------------
 
@@ -268,7 +354,7 @@ class Engine:
             Span("host", "commit", planned, committed),
             Span("host", "launch", committed, perf_counter()),
         )
-        self._in_flight.append(_InFlight(plan, batch, events, launch, spans))
+        self._in_flight.append(InFlight(plan, batch, events, spans, launch))
         return batch
 
     def _flush(self) -> StepRecord:
@@ -291,6 +377,7 @@ class Engine:
         events = (*self._events, *events)
         self._events.clear()
         record = StepRecord(plan, batch, outcome, events, self.gauges, spans)
+        self._keep(record)
         if self.config.check:
             self.check()
         for observer in tuple(self.observers):
@@ -304,7 +391,66 @@ class Engine:
 
     def _record(self, item: Input) -> None:
         if self.config.record:
-            self.inputs.append(item)
+            self._history.add_input(item)
+
+    def _keep(self, record: StepRecord) -> None:
+        """Note a record, and make a checkpoint where one is due; forget what is too old."""
+        if not self.config.record:
+            return
+        history, limit = self._history, self.config.history
+        history.add_record(record)
+        if len(history) < self._checkpoints.is_due:
+            return
+        self._checkpoints.add(self._present())
+        if limit is not None and len(history) - history.first > limit + EVERY:
+            first = self._checkpoints.forget(len(history) - limit)
+            for rid in history.forget(first.num_records, first.num_inputs):
+                self._requests.pop(rid, None)
+
+    def _present(self) -> Checkpoint:
+        """This moment."""
+        flying = tuple(self._in_flight)
+        begun = self._runner if self._scheduler.step else None
+        return checkpoint(
+            self._history, self._scheduler, self._events, flying, begun, self._next_rid
+        )
+
+    def _moment(self, to: int | None, until: Condition | None) -> int:
+        """How many records exist at the moment that is asked for."""
+        if not self.config.record:
+            raise RuntimeError("nothing was recorded; load with record=True to go back")
+        if (to is None) == (until is None):
+            raise TypeError("give either to= or until=")
+        first, now = self._checkpoints.first.num_records, len(self._history)
+        if until is not None:
+            holds = as_condition(until)
+            for k in range(now - 2, first - 1, -1):
+                if holds(self._history.record(k)):
+                    return k + 1
+            raise ValueError(f"{until!r} holds for no record from {first} to {now - 2}")
+        k = as_int("to", to, 0)
+        if not first <= k <= now:
+            raise ValueError(f"there is no moment {k}: records {first} to {now - 1} are kept")
+        return k
+
+    def _become(self, moment: Moment, history: History) -> None:
+        """Be at a moment that the runner is at already."""
+        self._history, self._scheduler = history, moment.scheduler
+        self._in_flight, self._events = moment.in_flight, moment.pending
+        for request in moment.requests.values():
+            request.decode = self._codec.decode if self._codec else None
+        before = {
+            rid: request
+            for rid, request in self._requests.items()
+            if request.finish is not None and rid not in moment.requests
+        }
+        self._next_rid = moment.next_rid
+        kept = {rid: request for rid, request in before.items() if rid < moment.next_rid}
+        self._requests = kept | moment.requests
+
+    def _drain(self) -> None:
+        while self._in_flight:
+            self.collect()
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         """The token ids of a prompt of any kind, each within the vocabulary."""

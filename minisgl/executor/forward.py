@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,14 +14,16 @@ from torch import Tensor
 from minisgl import registry
 from minisgl.attention.base import Attention, Ints, Meta
 from minisgl.config import EngineConfig
-from minisgl.core import Batch, Outcome, SamplingParams, Span
+from minisgl.core import Batch, Logprob, Outcome, Row, Span
 from minisgl.distributed.group import Group, share_kv_heads
 from minisgl.executor.kv_pool import KVPool
-from minisgl.executor.sampler import sample
+from minisgl.executor.logprobs import of_prompts, of_tokens
+from minisgl.executor.sampler import choose
 from minisgl.executor.tables import Staging, Tables
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 
+T = TypeVar("T")
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
 
@@ -55,6 +57,8 @@ class Forward:
         max_pages = -(-limits.max_seq_len // limits.page_size)
         self._tables = Tables(limits.max_running, max_pages, model.device)
         self._staging = Staging(depth, model.device)
+        self._sampling_staging = Staging(depth, model.device)
+        self._vocab_size = model_config.vocab_size
         backend = registry.find("attention", config.attention)
         self._attention: Attention = backend(self._pool, model_config.traits.windows)
 
@@ -62,11 +66,15 @@ class Forward:
     def run(self, batch: Batch) -> Outcome:
         """Compute a batch and wait for its tokens. Its time is a span on the lane "device"."""
         begin = perf_counter()
-        sampled = self._compute(batch)
-        tokens = iter(() if sampled is None else sampled.tolist())
-        out = tuple(next(tokens) if row.emits else None for row in batch.rows)
+        inputs = self._stage(batch)
+        self._attention.prepare(inputs.meta)
+        hidden = self._model(inputs.ids, inputs.positions, self._attention.attend)
+        tokens, scores = self._sample(hidden, inputs)
+        out = _spread(tokens, batch.rows)
+        logprobs = _spread(scores, batch.rows) if any(scores) else ()
+        prompts = of_prompts(hidden, batch.rows, self._model.logits, self._vocab_size)
         span = Span("device", f"step {batch.step}", begin, perf_counter())
-        return Outcome(batch.step, out, (span,))
+        return Outcome(batch.step, out, (span,), None, logprobs, prompts)
 
     @torch.inference_mode()
     def save(self, pages: Sequence[int]) -> Saved:
@@ -98,23 +106,21 @@ class Forward:
                 f"({str(error).splitlines()[0]}); close other engines, or load with fewer num_pages"
             ) from error
 
-    def _compute(self, batch: Batch) -> Tensor | None:
-        """Up to the sampled tokens, which stay on the device: (emitting rows,), None without."""
-        inputs = self._stage(batch)
-        self._attention.prepare(inputs.meta)
-        hidden = self._model(inputs.ids, inputs.positions, self._attention.attend)
-        if not inputs.sampling:
-            return None
-        tokens = sample(self._model.logits(hidden[inputs.sampling_tokens]), inputs.sampling)
+    def _sample(self, hidden: Tensor, inputs: _Inputs) -> tuple[list[int], list[Logprob | None]]:
+        """The emitting rows' tokens, which the device keeps to feed them back, and logprobs."""
+        if not inputs.emitting:
+            return [], []
+        logits = self._model.logits(hidden[inputs.sampling_tokens])
+        tokens = choose(logits, inputs.emitting, self._tables.penalties, self._sampling_staging)
         self._tables.last[inputs.sampling_slots] = tokens
-        return tokens
+        return tokens.tolist(), of_tokens(logits, tokens, inputs.emitting)
 
     def _stage(self, batch: Batch) -> _Inputs:
         """Bring the page table up to date and lay the batch out, token after token.
 
         Work is per row only where a row brings pages or tokens; the rest is numpy.
         """
-        _, slots_, starts_, lengths_, ids_, first_, new_, emits_, sampling = zip(
+        _, slots_, starts_, lengths_, ids_, first_, new_, emits_, _, draws = zip(
             *batch.rows, strict=True
         )
         slots, starts, lengths = np.array(slots_), np.array(starts_), np.array(lengths_)
@@ -145,8 +151,11 @@ class Forward:
         at = tables.pages[token_slot, position // size] * size + position % size
         width = -(-int((starts + lengths).max()) // size)
         meta = Meta(starts, lengths, tables.pages[slot, :width], at)
-        chosen = [params for params, emit in zip(sampling, emits_, strict=True) if emit]
-        return _Inputs(id_, position, meta, sampled, into, chosen)
+        for slot_, draw in zip(slots_, draws, strict=True) if any(draws) else ():
+            if draw and draw.history:
+                tables.penalties.begin(slot_, draw.history, self._vocab_size)
+        emitting = [row for row in batch.rows if row.emits]
+        return _Inputs(id_, position, meta, sampled, into, emitting)
 
     def _new_entries(
         self, slots: Ints, first: Ints, new: Sequence[tuple[int, ...]]
@@ -174,17 +183,23 @@ class Saved(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """A batch as the model takes it, on the device but for ``sampling``."""
+    """A batch as the model takes it, on the device but for ``emitting``."""
 
     ids: Tensor  # (tokens,)
     positions: Tensor  # (tokens,)
     meta: Meta
     sampling_tokens: Tensor  # (emitting rows,): the token whose hidden state each samples from
     sampling_slots: Tensor  # (emitting rows,)
-    sampling: list[SamplingParams]  # of the emitting rows
+    emitting: list[Row]
 
 
 def _ranges(starts: Ints, lengths: Ints) -> Ints:
     """range(starts[i], starts[i] + lengths[i]) for each i, one after the other."""
     before = lengths.cumsum() - lengths
     return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def _spread(values: Sequence[T], rows: Sequence[Row]) -> tuple[T | None, ...]:
+    """The values of the emitting rows, None where a row emits nothing."""
+    each = iter(values)
+    return tuple(next(each) if row.emits else None for row in rows)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minisgl.attention.base import Ints
+from minisgl.executor.penalties import Penalties
 
 
 class Tables:
@@ -15,16 +16,19 @@ class Tables:
 
     pages: (slots, max_pages) int32, entry j holding the slot's positions from j * page_size on.
     last: (slots,) int64, the token sampled last, which a decode step feeds back.
+    penalties: the tokens used so far, for requests with penalties.
     """
 
     def __init__(self, slots: int, max_pages: int, device: torch.device) -> None:
         self.pages = torch.zeros(slots, max_pages, dtype=torch.int32, device=device)
         self.last = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.penalties = Penalties(device)
 
     def copy_(self, other: Tables) -> Tables:
         """Take over all that another of the same shape says; returns itself."""
         self.pages.copy_(other.pages)
         self.last.copy_(other.last)
+        self.penalties.copy_(other.penalties)
         return self
 
     def twin(self) -> Tables:
@@ -35,7 +39,7 @@ class Tables:
     @property
     def num_bytes(self) -> int:
         """The memory it takes."""
-        return self.pages.nbytes + self.last.nbytes
+        return self.pages.nbytes + self.last.nbytes + self.penalties.num_bytes
 
 
 class Staging:

@@ -257,6 +257,8 @@ class Ledger:
             self._refuse(request, Why.TOKEN_BUDGET, known - start, self.tokens_left)
         self.closed = len(self._refusals) > failed
         key = self._next_page(request, shared, len(shared), known - 1)
+        if request.scores_prompt:
+            key = None  # it computes every page itself
         if key is not None and key in self._computing:
             self._refuse(request, Why.PREFIX_IN_PROGRESS, by=self._computing[key])
         if len(self._refusals) > failed:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import islice
 
 from minisgl.core import Plan, Request, Why
+from minisgl.registry import find
 from minisgl.scheduler.ledger import WINDOW, Ledger
 
 Policy = Callable[[Ledger], Plan]
@@ -78,3 +79,14 @@ def _decode_unless_prefilling(ledger: Ledger) -> Plan:
         for request in ledger.decoding:
             ledger.decode(request)
     return ledger.plan
+
+
+def find_policy(policy: str | Policy) -> Policy:
+    """The policy of this name, or the function itself.
+
+    Raises ValueError that lists the known names.
+    """
+    if callable(policy):
+        return policy
+    found: Policy = find("policy", policy)
+    return found

@@ -22,6 +22,8 @@ from minisgl.core import (
     Added,
     Admitted,
     Batch,
+    Change,
+    Draw,
     Event,
     Evicted,
     Finished,
@@ -98,7 +100,12 @@ class Scheduler:
         return -(-positions // self.limits.page_size)
 
     def match(self, request: Request) -> list[int]:
-        """Cached pages that a waiting request could use now. Its last token is always computed."""
+        """Cached pages that a waiting request could use now. Its last token is always computed.
+
+        None while it asks for logprobs of its prompt, for these are of computed positions only.
+        """
+        if request.scores_prompt:
+            return []
         return self.pool.match(request.tokens, (len(request.tokens) - 1) // self.limits.page_size)
 
     def reserve_len(self, request: Request) -> int:
@@ -149,8 +156,12 @@ class Scheduler:
                 f"{name} has {length} prompt tokens, which leaves no room for output in a context "
                 f"of {limits.max_seq_len}; shorten the prompt, or raise max_seq_len or num_pages"
             )
-        sampling = replace(item.sampling, max_tokens=min(asked, room))
+        sampling = item.sampling if asked <= room else replace(item.sampling, max_tokens=room)
         request = Request(item.rid, list(item.prompt), length, sampling, self.step)
+        request.plain = sampling.plain
+        request.stop_ids = (frozenset() if sampling.ignore_eos else self.eos).union(
+            sampling.stop_token_ids
+        )
         if asked > room:
             request.clipped_from = asked
         need = self.pages_for(request.max_len)
@@ -228,13 +239,21 @@ class Scheduler:
             self.running[row.rid].in_flight -= 1
         if outcome.error is not None:
             return tuple(self._fail(outcome.error))
+        if outcome.logprobs or outcome.prompt_logprobs:
+            self._book_logprobs(batch, outcome)
+        hits = {hit.rid: hit for hit in outcome.stops}
         for row, token in zip(batch.rows, outcome.tokens, strict=True):
             request = self.running[row.rid]
             if request.finish is None:
+                reason = self.reason(request, token)
                 if token is not None:
                     request.tokens.append(token)
                     events.append(Sampled(row.rid, token))
-                if reason := self._reason(request, token):
+                    if reason == "stop":
+                        request.stopped_by = token
+                if hits and (hit := hits.get(row.rid)):
+                    reason, request.stopped_by, request.text_len = "stop", hit.stop, hit.text_len
+                if reason:
                     events += self._finish(request, reason)
                 elif request.preempting:
                     events += self._release(request)
@@ -282,7 +301,16 @@ class Scheduler:
             tuple(request.pages[first:]) if admitted else tuple(fresh),
             end >= request.prefill_end and request.sampling.max_tokens > 0,
             request.sampling,
+            None if request.plain else self._draw(request, start, end, admitted),
         )
+
+    def _draw(self, request: Request, start: int, end: int, admitted: bool) -> Draw:
+        sampling, tokens, length = request.sampling, request.tokens, request.prompt_len
+        history = None
+        if admitted and sampling.penalises:
+            history = tuple(tokens[:length]), tuple(tokens[length:])
+        targets = tuple(tokens[start + 1 : min(end + 1, length)]) if request.scores_prompt else ()
+        return Draw(sampling.seed or 0, max(0, end - length), history, targets)
 
     def _share(self, request: Request) -> Iterable[Event]:
         """Let others find the whole prompt pages that are computed or in flight.
@@ -304,15 +332,28 @@ class Scheduler:
 
     # ---- a request leaves ------------------------------------------------------------------------
 
-    def _reason(self, request: Request, token: int | None) -> FinishReason | None:
-        sampling = request.sampling
+    def reason(self, request: Request, token: int | None) -> FinishReason | None:
+        """Why a request ends once this next token of its is booked; None if it goes on.
+
+        token: None for a row that emits nothing.
+        """
         if token is None:  # a chunk; the last one ends a request that generates nothing
             done = not request.in_flight and request.scheduled >= request.prompt_len
-            return "length" if sampling.max_tokens == 0 and done else None
-        if token in self.eos and not sampling.ignore_eos or token in sampling.stop_token_ids:
+            return "length" if request.sampling.max_tokens == 0 and done else None
+        if token in request.stop_ids:
             return "stop"
-        made = len(request.tokens) - request.prompt_len
-        return "length" if made >= sampling.max_tokens else None
+        made = len(request.tokens) + 1 - request.prompt_len
+        return "length" if made >= request.sampling.max_tokens else None
+
+    def _book_logprobs(self, batch: Batch, outcome: Outcome) -> None:
+        """Note them for requests that go on. What a preempted prompt computes again is known."""
+        for row, score in zip(batch.rows, outcome.logprobs, strict=False):
+            if score is not None and self.running[row.rid].finish is None:
+                self.running[row.rid].scores.append(score)
+        for row, scores in zip(batch.rows, outcome.prompt_logprobs, strict=False):
+            if scores and self.running[row.rid].finish is None:
+                known = self.running[row.rid].prompt_scores
+                known += scores[max(0, len(known) - row.start) :]
 
     def _finish(self, request: Request, reason: FinishReason) -> list[Event]:
         request.finish = reason
@@ -367,7 +408,7 @@ class Scheduler:
         self._promised -= request.promised
         request.promised = 0
 
-    # ---- copies ----------------------------------------------------------------------------------
+    # ---- forks -----------------------------------------------------------------------------------
 
     def copy(self) -> Scheduler:
         """An independent twin. Immutable records are shared, requests are copied."""
@@ -377,6 +418,20 @@ class Scheduler:
         twin.waiting = OrderedDict((rid, _twin(r)) for rid, r in self.waiting.items())
         twin.running = {rid: _twin(r) for rid, r in self.running.items()}
         return twin
+
+    def change(self, item: Change) -> None:
+        """Keep to other limits from here on: the door that a fork begins with.
+
+        Raises ValueError if a waiting request could never run under them; then nothing has changed.
+        """
+        if not item.chunked_prefill:
+            for request in (*self.waiting.values(), *self.running.values()):
+                if len(request.tokens) > item.max_step_tokens and not request.preemptions:
+                    raise ValueError(
+                        f"request {request.rid} has {len(request.tokens)} tokens to compute and a "
+                        f"step would compute {item.max_step_tokens}; raise max_step_tokens too"
+                    )
+        self.limits = self.limits._replace(**item._asdict())
 
     # ---- what must always hold -------------------------------------------------------------------
 
@@ -403,4 +458,10 @@ class Scheduler:
 
 
 def _twin(request: Request) -> Request:
-    return replace(request, tokens=request.tokens.copy(), pages=request.pages.copy())
+    return replace(
+        request,
+        tokens=request.tokens.copy(),
+        pages=request.pages.copy(),
+        scores=request.scores.copy(),
+        prompt_scores=request.prompt_scores.copy(),
+    )

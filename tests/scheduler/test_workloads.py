@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from minisgl.core import Preempted, Refusal, Request, SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.registry import names
-from minisgl.scheduler.replay import replay
 from tests.hash_engine import expected, fresh_scheduler, hash_engine, state
 
 prompts = st.lists(st.integers(1, 2), min_size=1, max_size=14)
@@ -75,7 +74,7 @@ def test_tokens_do_not_depend_on_the_schedule(
     options["chunked_prefill"] = options["max_step_tokens"] < 14 or data.draw(st.booleans())
     engine = hash_engine(**options)
     drive(engine, workload, data)
-    again = replay(engine.inputs, fresh_scheduler(engine.config))
+    again = engine.trace.scheduler()
     assert again.gauges == engine.gauges and again.step == engine._scheduler.step
 
 
@@ -176,7 +175,10 @@ def test_many_crowded_runs_are_all_right_and_reach_every_corner() -> None:
         for _ in range(8):
             prompt = [random.randint(1, 2) for _ in range(random.randint(1, 14))]
             if len(prompt) < room:
-                engine.add(prompt, SamplingParams(random.randint(0, 9), random.random() < 0.5))
+                sampling = SamplingParams(
+                    max_tokens=random.randint(0, 9), ignore_eos=random.random() < 0.5
+                )
+                engine.add(prompt, sampling)
         for record in engine.steps():
             seen.update(type(event).__name__ for event in record.events)
             seen.update(refusal.why.name for refusal in record.plan.refusals)

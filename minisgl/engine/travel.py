@@ -1,0 +1,187 @@
+"""Going back: checkpoints of host and device, and the way from one to any later moment.
+
+The host replays its inputs; the device goes to the checkpoint's snapshot and computes the recorded
+batches again. What it computes is compared with the record on the way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from minisgl.core import Abort, Add, Batch, Change, Event, Outcome, Plan, Request, Span
+from minisgl.engine.runner import Launch, Runner, Snapshot
+from minisgl.scheduler.scheduler import Scheduler
+from minisgl.trace.history import History
+
+EVERY: Final = 64  # steps between checkpoints: the most that a rewind computes again
+
+
+class InFlight(NamedTuple):
+    """A committed step on its way."""
+
+    plan: Plan
+    batch: Batch
+    events: tuple[Event, ...]  # of its commit
+    spans: tuple[Span, ...]  # of the host, so far
+    launch: Launch
+
+
+class Known:
+    """The launch of a batch whose outcome is known already."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+
+    def result(self) -> Outcome:
+        """The outcome."""
+        return self._outcome
+
+
+class Checkpoint(NamedTuple):
+    """All that is needed to go on from one moment. Nobody changes it: the scheduler is copied."""
+
+    num_records: int
+    num_inputs: int
+    scheduler: Scheduler
+    pending: tuple[Event, ...]  # of adds and aborts that no record tells yet
+    in_flight: tuple[InFlight, ...]
+    device: Snapshot | None  # None: no batch had been launched
+    next_rid: int
+
+    @property
+    def num_bytes(self) -> int:
+        """The device memory it keeps."""
+        return self.device.num_bytes if self.device else 0
+
+
+class Moment(NamedTuple):
+    """An engine's state, as it was."""
+
+    scheduler: Scheduler
+    requests: dict[int, Request]  # those that were not over at the checkpoint
+    pending: list[Event]
+    in_flight: deque[InFlight]
+    next_rid: int
+
+
+class Checkpoints:
+    """Checkpoints in order of time, within a budget of bytes for what they keep of the device.
+
+    The first is the beginning of the history. Over budget, every second one between the first and
+    the last goes, so they grow sparser towards the past.
+    """
+
+    def __init__(self, first: Checkpoint, budget: int) -> None:
+        self.every = EVERY
+        self._kept, self._budget = [first], budget
+
+    @property
+    def first(self) -> Checkpoint:
+        """The beginning of what can be gone back to."""
+        return self._kept[0]
+
+    @property
+    def is_due(self) -> int:
+        """The number of records at which the next checkpoint should be made."""
+        return self._kept[-1].num_records + self.every
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Keep one more."""
+        self._kept.append(checkpoint)
+        while len(self._kept) > 2 and sum(kept.num_bytes for kept in self._kept) > self._budget:
+            middle = self._kept[1:-1]
+            self._kept[1:-1] = middle[1::2] if len(middle) > 1 else []
+
+    def before(self, num_records: int) -> Checkpoint:
+        """The nearest at or before the moment at which so many records exist."""
+        return next(c for c in reversed(self._kept) if c.num_records <= num_records)
+
+    def until(self, num_records: int) -> Checkpoints:
+        """Those that a history cut at this moment has."""
+        twin = Checkpoints(self._kept[0], self._budget)
+        twin.every = self.every
+        twin._kept = [c for c in self._kept if c.num_records <= num_records]
+        return twin
+
+    def forget(self, num_records: int) -> Checkpoint:
+        """Begin with the last one at or before this moment; returns it."""
+        first = self.before(num_records)
+        self._kept = self._kept[self._kept.index(first) :]
+        return first
+
+
+def checkpoint(
+    history: History,
+    scheduler: Scheduler,
+    pending: Sequence[Event],
+    in_flight: Sequence[InFlight],
+    runner: Runner | None,
+    next_rid: int,
+) -> Checkpoint:
+    """The present moment. runner: None where nothing was launched yet."""
+    used = [page for page, count in enumerate(scheduler.pool.counts) if count]
+    device = runner.snapshot(used) if runner else None
+    sizes = (len(history), history.num_inputs)
+    flying = tuple(in_flight)
+    return Checkpoint(*sizes, scheduler.copy(), tuple(pending), flying, device, next_rid)
+
+
+def go(runner: Runner, start: Checkpoint, history: History, num_records: int) -> Moment:
+    """Bring ``runner`` to the moment at which so many records exist, and return the rest of it.
+
+    Raises RuntimeError if a step computes other tokens than were recorded; then the runner is at no
+    moment of the history.
+    """
+    scheduler = start.scheduler.copy()
+    requests = {**scheduler.waiting, **scheduler.running}
+    pending, next_rid = list(start.pending), start.next_rid
+    if start.device is not None:
+        runner.restore(start.device)
+    # their effect is in the snapshot, and their outcome has been recorded since
+    in_flight = deque(
+        flight._replace(launch=Known(history.record(flight.batch.step).outcome))
+        for flight in start.in_flight
+    )
+    for item in history.inputs(start.num_inputs, history.end(num_records)):
+        match item:
+            case Add():
+                request, events = scheduler.add(item)
+                requests[item.rid], next_rid = request, item.rid + 1
+                pending += events
+            case Abort():
+                pending += scheduler.abort(item)
+            case Plan():
+                batch, events = scheduler.commit(item)
+                spans = _of_the_launch(history, batch)
+                empty = Known(Outcome(batch.step, ()))
+                launch = runner.launch(batch) if batch.rows else empty
+                in_flight.append(InFlight(item, batch, events, spans, launch))
+            case Change():
+                scheduler.change(item)
+            case Outcome():
+                _compare(in_flight.popleft(), item)
+                scheduler.apply(item)
+                pending.clear()
+    return Moment(scheduler, requests, pending, in_flight, next_rid)
+
+
+def _of_the_launch(history: History, batch: Batch) -> tuple[Span, ...]:
+    if batch.step >= len(history):
+        return ()
+    names = ("plan", "commit", "launch")
+    return tuple(
+        s for s in history.record(batch.step).spans if s.lane == "host" and s.name in names
+    )
+
+
+def _compare(flight: InFlight, recorded: Outcome) -> None:
+    if recorded.error is not None:
+        return  # whatever it computes now, nobody uses it
+    again = flight.launch.result()
+    if again.tokens != recorded.tokens:
+        raise RuntimeError(
+            f"step {recorded.step} computed {again.tokens} and had computed {recorded.tokens}; the "
+            f"device does not repeat itself, so it cannot be rewound"
+        )

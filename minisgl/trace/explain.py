@@ -1,0 +1,83 @@
+"""Where a request's time went: one cause for every step between its arrival and its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from minisgl.core import Added, Finished, Refusal, StepRecord, Why
+
+
+class Part(NamedTuple):
+    """One step of a request's life.
+
+    doing: "prefill" or "decode" where it ran; "waiting" with every refusal; "launched before" where
+    the step was under way when the request arrived; "leaving" where its result was not wanted.
+    """
+
+    step: int
+    doing: str
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def cause(self) -> str:
+        """What it did, or the first reason why it waited."""
+        return self.refusals[0].why.name.lower() if self.refusals else self.doing
+
+
+class Explanation:
+    """A request's latency, step by step; ``parts`` counts the causes and sums to ``latency``."""
+
+    def __init__(self, rid: int, steps: Sequence[Part], finished: bool) -> None:
+        self.rid, self.steps, self.finished = rid, tuple(steps), finished
+
+    @property
+    def latency(self) -> int:
+        """Steps from the first that could have known of the request to the one that ended it."""
+        return len(self.steps)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Steps by cause, in order of first appearance."""
+        return dict(Counter(part.cause for part in self.steps))
+
+    def __repr__(self) -> str:
+        state = "" if self.finished else " so far"
+        lines = [f"r{self.rid}: {self.latency} steps{state}"]
+        lines += [f"{steps:>6}  {cause}" for cause, steps in self.parts.items()]
+        return "\n".join(lines)
+
+
+def explain(records: Sequence[StepRecord], rid: int) -> Explanation:
+    """Attribute every step of a request. Raises KeyError if its arrival is not in ``records``."""
+    parts: list[Part] = []
+    here = ended = False
+    for record in records:
+        events = [event for event in record.events if getattr(event, "rid", None) == rid]
+        here = here or any(isinstance(event, Added) for event in events)
+        if not here:
+            continue
+        parts.append(_part(record, rid, not parts))
+        if any(isinstance(event, Finished) for event in events):
+            ended = True
+            break
+    if not here:
+        raise KeyError(f"request {rid} does not arrive in this trace")
+    return Explanation(rid, parts, ended)
+
+
+def _part(record: StepRecord, rid: int, first: bool) -> Part:
+    step, plan = record.batch.step, record.plan
+    for row in record.batch.rows:
+        if row.rid == rid:
+            return Part(step, "decode" if row.token_ids is None else "prefill")
+    refusals = tuple(refusal for refusal in plan.refusals if refusal.rid == rid)
+    if refusals:
+        return Part(step, "waiting", refusals)
+    if rid in plan.preempt:
+        return Part(step, "preempted")
+    ahead = [refusal.rid for refusal in plan.refusals if refusal.rid < rid]
+    if ahead:  # whoever was refused last closed the door behind itself
+        return Part(step, "waiting", (Refusal(rid, Why.HEAD_OF_LINE, by=ahead[-1]),))
+    return Part(step, "launched before" if first else "not looked at")

@@ -1,0 +1,239 @@
+"""A run to be looked at: the history's view, its frames and its words. It changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
+
+from minisgl.config import EngineConfig
+from minisgl.core import (
+    Added,
+    Event,
+    Finished,
+    Preempted,
+    Reused,
+    Sampled,
+    StepRecord,
+)
+from minisgl.scheduler.replay import fresh, replay
+from minisgl.scheduler.scheduler import Scheduler
+from minisgl.trace import file
+from minisgl.trace.chrome import save_chrome
+from minisgl.trace.explain import Explanation, explain
+from minisgl.trace.history import History
+
+if TYPE_CHECKING:
+    import pandas
+
+Kind = Literal["steps", "requests", "events", "spans", "pages"]
+
+
+class Trace:
+    """The records of a run: ``len``, ``trace[k]``, iteration, frames, explanations, files.
+
+    eos: the token ids that ended requests; vocab_size: the model's.
+    """
+
+    def __init__(
+        self, history: History, config: EngineConfig, eos: Iterable[int], vocab_size: int
+    ) -> None:
+        self.config = config
+        self.eos, self.vocab_size = frozenset(eos), vocab_size
+        self._history = history
+
+    def __len__(self) -> int:
+        """How many steps there were, forgotten ones included."""
+        return len(self._history)
+
+    def __getitem__(self, k: int) -> StepRecord:
+        """The record of step k; from the end where k is negative. Raises IndexError."""
+        return self._history.record(k if k >= 0 else len(self) + k)
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        """The records that are kept."""
+        return iter(self._history.records)
+
+    @property
+    def history(self) -> History:
+        """The inputs and records that this shows."""
+        return self._history
+
+    def __repr__(self) -> str:
+        requests = sum(isinstance(event, Added) for event in self._events())
+        first = f" from step {self._history.first}" if self._history.first else ""
+        return f"Trace({len(self)} steps, {requests} requests{first})"
+
+    # ---- words -----------------------------------------------------------------------------------
+
+    def explain(self, rid: int) -> Explanation:
+        """Where a request's time went, in steps; its parts sum to the latency exactly.
+
+        Raises KeyError for a request that this trace does not know from its arrival on.
+        """
+        return explain(self._history.records, rid)
+
+    def story(self, rid: int) -> list[str]:
+        """Every transition that touched a request, a sentence each. Raises KeyError."""
+        lines = [
+            f"step {record.batch.step}: {_sentence(event)}"
+            for record in self
+            for event in record.events
+            if getattr(event, "rid", None) == rid and not isinstance(event, Sampled)
+        ]
+        if not lines:
+            raise KeyError(f"request {rid} is not in this trace")
+        return lines
+
+    # ---- frames ----------------------------------------------------------------------------------
+
+    def to_frame(self, kind: Kind = "steps") -> pandas.DataFrame:
+        """One of five tables as a pandas frame, with plain columns and one row per thing.
+
+        steps: a row per step; requests: per request; events: per event; spans: per interval of the
+        timeline, in seconds; pages: per page of the pool, at the end.
+        Raises ValueError for another kind, ModuleNotFoundError without pandas (the extra [lab]).
+        """
+        rows = {
+            "steps": self._steps,
+            "requests": self._requests,
+            "events": self._event_rows,
+            "spans": self._spans,
+            "pages": self._pages,
+        }
+        if kind not in rows:
+            raise ValueError(f"unknown frame {kind!r}; there are {', '.join(rows)}")
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("frames need pandas: pip install 'minisgl[lab]'") from error
+        frame: pandas.DataFrame = pandas.DataFrame(list(rows[kind]()))
+        return frame
+
+    def _steps(self) -> Iterator[Mapping[str, Any]]:
+        for record in self:
+            rows = record.batch.rows
+            decodes = sum(row.token_ids is None for row in rows)
+            yield {
+                "step": record.batch.step,
+                "prefill_rows": len(rows) - decodes,
+                "decode_rows": decodes,
+                "computed": record.batch.num_tokens,
+                "reused": sum(e.num_tokens for e in record.events if isinstance(e, Reused)),
+                "refused": len({refusal.rid for refusal in record.plan.refusals}),
+                **record.gauges._asdict(),
+                **_seconds(record),
+            }
+
+    def _requests(self) -> Iterator[Mapping[str, Any]]:
+        table: dict[int, dict[str, Any]] = {}
+        for record in self:
+            step = record.batch.step
+            for event in record.events:
+                if isinstance(event, Added):
+                    table[event.rid] = {
+                        "rid": event.rid,
+                        "prompt_len": event.prompt_len,
+                        "reused": 0,
+                        "output_len": 0,
+                        "preemptions": 0,
+                        "added": step,
+                        "first_token": None,
+                        "finished": None,
+                        "finish": None,
+                    }
+                row = table.get(getattr(event, "rid", -1))
+                if row is None:
+                    continue
+                match event:
+                    case Reused(num_tokens=reused):
+                        row["reused"] += reused
+                    case Preempted():
+                        row["preemptions"] += 1
+                    case Sampled():
+                        row["output_len"] += 1
+                        if row["first_token"] is None:
+                            row["first_token"] = step
+                    case Finished(reason=reason):
+                        row |= {"finished": step, "finish": reason}
+        yield from table.values()
+
+    def _event_rows(self) -> Iterator[Mapping[str, Any]]:
+        for record in self:
+            for event in record.events:
+                kind = type(event).__name__.lower()
+                yield {"step": record.batch.step, "event": kind, **event._asdict()}
+
+    def _spans(self) -> Iterator[Mapping[str, Any]]:
+        for record in self:
+            for span in record.spans:
+                yield {"step": record.batch.step, **span._asdict()}
+
+    def _pages(self) -> Iterator[Mapping[str, Any]]:
+        state = self.scheduler()
+        for page, holders in enumerate(state.pool.counts):
+            owners = [r.rid for r in state.running.values() if page in r.pages]
+            cached = state.pool.is_cached(page)
+            yield {"page": page, "holders": holders, "cached": cached, "requests": tuple(owners)}
+
+    def _events(self) -> Iterator[Event]:
+        return (event for record in self for event in record.events)
+
+    # ---- replay and files ------------------------------------------------------------------------
+
+    def scheduler(self) -> Scheduler:
+        """The scheduler as it stood at the end, made by replaying every input.
+
+        Raises ValueError if the beginning of the history was forgotten.
+        """
+        self.check_whole()
+        inputs = self._history.inputs(0, self._history.num_inputs)
+        return replay(inputs, fresh(self.config, self.eos))
+
+    def check_whole(self) -> None:
+        """Raise ValueError if the beginning of the history was forgotten."""
+        if self._history.first:
+            raise ValueError(
+                f"the first {self._history.first} steps were forgotten, so it cannot be replayed; "
+                f"load with a larger history, or history=None to keep all"
+            )
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the run as JSON lines; ``Trace.load`` reads it. Token ids are in it, no text.
+
+        Raises ValueError if the beginning of the history was forgotten.
+        """
+        self.check_whole()
+        file.save(path, file.Header(self.config, self.eos, self.vocab_size), self._history)
+
+    @staticmethod
+    def load(path: str | PathLike[str]) -> Trace:
+        """Read what ``save`` wrote, and rebuild every record by replaying the inputs.
+
+        A last line that was cut off is left out, with a warning. Raises ValueError naming the line
+        for anything else that is not such a file, or that its own inputs contradict.
+        """
+        header, history = file.load(path)
+        return Trace(history, *header)
+
+    def save_chrome(self, path: str | PathLike[str]) -> None:
+        """Write the timeline in Chrome's trace format, for Perfetto or chrome://tracing."""
+        save_chrome(self._history.records, path)
+
+
+def _seconds(record: StepRecord) -> dict[str, float]:
+    """Seconds spent, by the host's activities and by the device lanes together."""
+    out = {"host_seconds": 0.0, "wait_seconds": 0.0, "device_seconds": 0.0}
+    for span in record.spans:
+        key = "device" if span.lane != "host" else "wait" if span.name == "wait" else "host"
+        out[f"{key}_seconds"] += span.end - span.start
+    return out
+
+
+def _sentence(event: Event) -> str:
+    fields = ", ".join(
+        f"{name.replace('_', ' ')} {len(value) if isinstance(value, tuple) else value}"
+        for name, value in event._asdict().items()
+        if name != "rid"
+    )
+    return f"{type(event).__name__.lower()} ({fields})" if fields else type(event).__name__.lower()
