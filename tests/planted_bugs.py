@@ -173,8 +173,8 @@ BUGS = [
     Bug(
         "a zombie row's token is kept",
         SCHEDULER,
-        "            if request.finish is None:\n                if token is not None:",
-        "            if request.finish in (None, 'stop'):\n                if token is not None:",
+        "            if request.finish is None:\n                reason =",
+        "            if request.finish in (None, 'stop'):\n                reason =",
     ),
 ]
 
