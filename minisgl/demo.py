@@ -15,7 +15,7 @@ from minisgl.tiny.generate import long_chat
 Chat = list[dict[str, str]]
 
 _SYSTEM = (
-    "You are Pip, a helper in a toy shop. The toy shop opens at 9. The toy shop closes at 5. "
+    "You are Nora, a helper in a toy shop. The toy shop opens at 9. The toy shop closes at 5. "
     "It is closed on Monday. The door is red. One kite costs 12 coins."
 )
 _QUESTIONS = (
@@ -24,7 +24,7 @@ _QUESTIONS = (
     "How much is one kite?",
     "What colour is the door?",
     "What is 17 + 25?",
-    "Repeat after me: the small boat sails home",
+    "Repeat after me: kite lamp river 42 drum.",
     "On which day is the toy shop closed?",
     "Tell me a story about a fox named Mia.",
 )
