@@ -85,7 +85,12 @@ def run(truth: Truth, case: Case, seed: int) -> Counter[str]:
     toggles["chunked_prefill"] = chunk is not None
     tight = -(-160 // size) + 1
     random, seen = Random(seed), Counter[str]()
-    options = {"max_running": 4, "expected_output": 4, "max_seq_len": 160, "check": True}
+    options: dict[str, Any] = {
+        "max_running": 4,
+        "expected_output": 4,
+        "max_seq_len": 160,
+        "check": True,
+    }
     options["num_pages"] = tight if pool == "tight" else 2000 // size
     options["max_step_tokens"] = chunk or 160
     with minisgl.load(truth.model, **toggles, **options) as engine:

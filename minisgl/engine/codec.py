@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
+
+
+class TextStream(Protocol):
+    """One request's output as text, piece by piece."""
+
+    def feed(self, ids: Iterable[int]) -> str:
+        """The text that is certain after these further ids; "" while nothing new is."""
+        ...
+
+    def flush(self) -> str:
+        """The text still held back: no further ids follow."""
+        ...
 
 
 class Codec(Protocol):
@@ -19,4 +31,8 @@ class Codec(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens left out."""
+        ...
+
+    def detokenizer(self) -> TextStream:
+        """A new stream, whose pieces joined equal ``decode`` of all ids."""
         ...

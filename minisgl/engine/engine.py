@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from time import perf_counter
 from types import MappingProxyType, TracebackType
@@ -34,8 +35,10 @@ from minisgl.core import (
 from minisgl.engine.breakpoint import Breakpoint, Condition, as_condition
 from minisgl.engine.codec import Codec
 from minisgl.engine.runner import Launch, Runner
+from minisgl.engine.stops import Stops
 from minisgl.engine.travel import EVERY, Checkpoint, Checkpoints, InFlight, Moment, checkpoint, go
 from minisgl.kvcache.view import CacheView
+from minisgl.sampling import request_seed
 from minisgl.scheduler.policy import find_policy
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace.history import History
@@ -87,6 +90,7 @@ class Engine:
         self._events: list[Event] = []  # of adds and aborts since the last record
         self._next_rid = 0
         self._closed = False
+        self._stops = Stops(codec)
         self._breakpoints: list[Breakpoint] = []
         self._history = History()
         self._checkpoints = Checkpoints(self._present(), config.snapshots << 20)
@@ -96,14 +100,21 @@ class Engine:
     def add(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Request:
         """Queue a request: a text, a list of token ids, or a chat (a list of messages).
 
+        One that is sampled without a seed gets one; ``request.sampling.seed`` says which.
         Raises TypeError for a prompt of another kind, ValueError for one that can never run.
         """
         self._check_open()
         if sampling is not None and not isinstance(sampling, SamplingParams):
             raise TypeError(f"sampling must be SamplingParams, got {sampling!r}")
-        item = Add(self._next_rid, self._ids(prompt), sampling or SamplingParams())
+        params = sampling or SamplingParams()
+        if params.stop:
+            self._text_codec()
+        if not params.greedy and params.seed is None:
+            params = replace(params, seed=request_seed(self.config.seed, self._next_rid))
+        item = Add(self._next_rid, self._ids(prompt), params)
         request, events = self._scheduler.add(item)
         request.decode = self._codec.decode if self._codec else None
+        self._stops.watch(request)
         self._record(item)
         self._next_rid += 1
         self._requests[item.rid] = request
@@ -116,6 +127,7 @@ class Engine:
         item = Abort(as_int("rid", rid, 0))
         self._record(item)
         self._events += self._scheduler.abort(item)
+        self._stops.forget(item.rid)
 
     # ---- stepping --------------------------------------------------------------------------------
 
@@ -156,6 +168,7 @@ class Engine:
             warnings.warn(f"step {batch.step} failed: {reason}", RuntimeWarning, stacklevel=2)
             outcome = Outcome(batch.step, (None,) * len(batch.rows), error=reason)
         waited = perf_counter()
+        outcome = self._stops.found(batch, outcome, self._requests, self._scheduler.reason)
         self._in_flight.popleft()
         self._record(outcome)
         done = self._scheduler.apply(outcome)
@@ -437,8 +450,10 @@ class Engine:
         """Be at a moment that the runner is at already."""
         self._history, self._scheduler = history, moment.scheduler
         self._in_flight, self._events = moment.in_flight, moment.pending
+        self._stops = Stops(self._codec)
         for request in moment.requests.values():
             request.decode = self._codec.decode if self._codec else None
+            self._stops.watch(request)
         before = {
             rid: request
             for rid, request in self._requests.items()
@@ -475,7 +490,10 @@ class Engine:
 
     def _text_codec(self) -> Codec:
         if self._codec is None:
-            raise ValueError("this model has no tokenizer files; give token ids instead of text")
+            raise ValueError(
+                "this model has no tokenizer files; give token ids instead of text, and "
+                "stop_token_ids instead of stop strings"
+            )
         return self._codec
 
     def _check_open(self) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from minisgl.core import Batch, Outcome, Span
+from minisgl.core import Batch, Logprob, Outcome, Row, Span
 
 
 class Launch(Protocol):
@@ -71,9 +71,21 @@ def next_token(sequence: tuple[int, ...], vocab_size: int) -> int:
     return (state >> 17) % vocab_size
 
 
+def drawn_token(sequence: tuple[int, ...], seed: int, made: int, vocab_size: int) -> int:
+    """The same, sampled: it depends on the seed and the number of tokens made before, too."""
+    return next_token((*sequence, seed, made), vocab_size)
+
+
+def hash_logprob(sequence: tuple[int, ...], token: int) -> Logprob:
+    """What the hash model says of a token after ``sequence``. It knows no other tokens."""
+    return Logprob(-next_token((*sequence, token), 997) / 100, 1)
+
+
 class HashRunner:
     """A language model without torch: the next token is a hash of the sequence *as read through the
     page table*, so one wrong, stale or reused page changes the text. The scheduler's oracle.
+
+    It samples where the temperature says so, and knows no penalties, top_k, top_p or min_p.
 
     A launched batch is computed only when somebody waits for it: the worst case of overlap.
     """
@@ -140,14 +152,41 @@ class HashRunner:
             if not row.emits:
                 tokens.append(None)
                 continue
-            table = self._table[row.slot]
-            read = [self._kv[table[p // size]][p % size] for p in range(row.start + row.length)]
-            seen = tuple(0 if token is None else token + 1 for token in read)
-            self._last[row.slot] = next_token(seen, self.vocab_size)
-            tokens.append(self._last[row.slot])
+            seen = self._read(row, row.length)
+            if row.draw and not row.sampling.greedy:
+                token = drawn_token(seen, row.draw.seed, row.draw.made, self.vocab_size)
+            else:
+                token = next_token(seen, self.vocab_size)
+            self._last[row.slot] = token
+            tokens.append(token)
         start, self._clock = self._clock, self._clock + 1e-3 + 1e-6 * batch.num_tokens
         span = Span("device", f"step {batch.step}", start, self._clock)
-        return Outcome(batch.step, tuple(tokens), (span,))
+        scores = self._scores(batch, tokens)
+        return Outcome(batch.step, tuple(tokens), (span,), None, *scores)
+
+    def _read(self, row: Row, length: int) -> tuple[int, ...]:
+        """A row's sequence up to its first ``length`` positions, 0 where nothing was written."""
+        table, size = self._table[row.slot], self.page_size
+        read = [self._kv[table[p // size]][p % size] for p in range(row.start + length)]
+        return tuple(0 if token is None else token + 1 for token in read)
+
+    def _scores(
+        self, batch: Batch, tokens: Sequence[int | None]
+    ) -> tuple[tuple[Logprob | None, ...], tuple[tuple[Logprob, ...], ...]]:
+        """The logprobs of each row's token and of its targets, where asked."""
+        if not any(row.draw for row in batch.rows):
+            return (), ()
+        outputs, prompts = list[Logprob | None](), list[tuple[Logprob, ...]]()
+        for row, token in zip(batch.rows, tokens, strict=True):
+            score = None
+            if token is not None and row.sampling.logprobs is not None:
+                score = hash_logprob(self._read(row, row.length), token)
+            outputs.append(score)
+            targets = row.draw.targets if row.draw else ()
+            prompts.append(
+                tuple(hash_logprob(self._read(row, n), t) for n, t in enumerate(targets, 1))
+            )
+        return tuple(outputs), tuple(prompts)
 
 
 class _Lazy:
