@@ -250,6 +250,7 @@ class Added(NamedTuple):
 
     rid: int
     prompt_len: int
+    step: int  # the first step that could be planned with it
 
 
 class Admitted(NamedTuple):

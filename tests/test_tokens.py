@@ -159,3 +159,31 @@ def test_two_engines_in_one_process_do_not_touch_each_other(
             busy = [engine for engine in busy if engine.step()]
     for request, says in asked:
         assert request.output == says
+
+
+@pytest.mark.parametrize("pool", ["ample", "tight"])
+@pytest.mark.parametrize("model", ["tiny", "mistral"])
+def test_going_back_and_forking_change_no_token(
+    model: str, pool: str, truth_of: Callable[[str], Truth]
+) -> None:
+    """Every step that is computed again is compared with its record on the way."""
+    truth, random = truth_of(model), Random(3)
+    options: dict[str, Any] = {"max_seq_len": 160, "max_running": 4, "check": True}
+    options |= {"num_pages": 11 if pool == "tight" else 200, "admission": "optimistic"}
+    sampling = minisgl.SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
+    with minisgl.load(truth.model, **options, max_step_tokens=33, expected_output=4) as engine:
+        for prompt in truth.prompts:
+            engine.add(prompt, sampling)
+        engine._checkpoints.every = 20
+        engine.run()
+        whole = len(engine.trace)
+        for _ in range(3):
+            at = random.randrange(whole)
+            engine.rewind(to=at)
+            with engine.fork(policy="mixed") as twin:
+                twin.run()
+                engine.run()
+                for one in (twin, engine):
+                    for rid, says in enumerate(truth.says):
+                        assert one.requests[rid].output == says, (at, one.requests[rid])
+            assert len(engine.trace) == whole

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from minisgl.core import Batch, Logprob, Outcome, Row, Span
+from minisgl.core import Batch, Logprob, Outcome, Row, SamplingParams, Span
 
 
 class Launch(Protocol):
@@ -71,9 +71,20 @@ def next_token(sequence: tuple[int, ...], vocab_size: int) -> int:
     return (state >> 17) % vocab_size
 
 
-def drawn_token(sequence: tuple[int, ...], seed: int, made: int, vocab_size: int) -> int:
-    """The same, sampled: it depends on the seed and the number of tokens made before, too."""
-    return next_token((*sequence, seed, made), vocab_size)
+def drawn_token(
+    sequence: tuple[int, ...], sampling: SamplingParams, made: int, vocab_size: int
+) -> int:
+    """The same, sampled. It depends on the seed and the number of tokens made before, too; with
+    penalties, once more on the sequence.
+
+    sampling: that of a request, whose seed is known.
+    """
+    past = tuple(token - 1 for token in sequence) if sampling.penalises else ()
+    return _drawn((*sequence, *past), sampling.seed or 0, made, sampling.greedy, vocab_size)
+
+
+def _drawn(sequence: tuple[int, ...], seed: int, made: int, greedy: bool, vocab_size: int) -> int:
+    return next_token(sequence if greedy else (*sequence, seed, made), vocab_size)
 
 
 def hash_logprob(sequence: tuple[int, ...], token: int) -> Logprob:
@@ -85,7 +96,8 @@ class HashRunner:
     """A language model without torch: the next token is a hash of the sequence *as read through the
     page table*, so one wrong, stale or reused page changes the text. The scheduler's oracle.
 
-    It samples where the temperature says so, and knows no penalties, top_k, top_p or min_p.
+    What is sampled depends on seed and output index; with penalties, on the tokens used so far as
+    the rows tell them. It has no top_k, top_p or min_p.
 
     A launched batch is computed only when somebody waits for it: the worst case of overlap.
     """
@@ -95,6 +107,7 @@ class HashRunner:
         self._kv: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
         self._table: list[list[int]] = [[] for _ in range(num_slots)]
         self._last: list[int | None] = [None] * num_slots  # sampled for the slot, not fed yet
+        self._past: list[tuple[int, ...]] = [()] * num_slots  # used so far, for penalties
         self._queue: deque[_Lazy] = deque()
         self._clock = 0.0
 
@@ -107,7 +120,8 @@ class HashRunner:
         """Compute what is queued, then copy."""
         self._drain()
         kept = {page: self._kv[page].copy() for page in pages}
-        return _Saved(kept, [table.copy() for table in self._table], self._last.copy())
+        tables = [table.copy() for table in self._table]
+        return _Saved(kept, tables, self._last.copy(), self._past.copy())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Copy back. What is queued is computed before."""
@@ -116,12 +130,14 @@ class HashRunner:
         for page, positions in snapshot.kv.items():
             self._kv[page] = positions.copy()
         self._table = [table.copy() for table in snapshot.table]
-        self._last = snapshot.last.copy()
+        self._last, self._past = snapshot.last.copy(), snapshot.past.copy()
 
     def fork(self) -> HashRunner:
         """Another of the same size."""
         sizes = (len(self._kv), self.page_size, len(self._table))
-        return HashRunner(*sizes, self.vocab_size)
+        twin = HashRunner(*sizes, self.vocab_size)
+        twin._clock = self._clock
+        return twin
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -146,6 +162,9 @@ class HashRunner:
             last = self._last[row.slot]
             inputs = row.token_ids if row.token_ids is not None else (last,)
             assert len(inputs) == row.length, f"r{row.rid}: {row.length} positions, {inputs} given"
+            if row.draw and row.draw.history:
+                prompt, output = row.draw.history
+                self._past[row.slot] = prompt + output
             for position, token in enumerate(inputs, row.start):
                 self._kv[table[position // size]][position % size] = token
         for row in batch.rows:  # every row has written before any row reads, as on a device
@@ -153,10 +172,13 @@ class HashRunner:
                 tokens.append(None)
                 continue
             seen = self._read(row, row.length)
-            if row.draw and not row.sampling.greedy:
-                token = drawn_token(seen, row.draw.seed, row.draw.made, self.vocab_size)
-            else:
+            if row.draw is None:
                 token = next_token(seen, self.vocab_size)
+            else:
+                past = self._past[row.slot] if row.sampling.penalises else ()
+                seed, made, greedy = row.draw.seed, row.draw.made, row.sampling.greedy
+                token = _drawn((*seen, *past), seed, made, greedy, self.vocab_size)
+                self._past[row.slot] += (token,)
             self._last[row.slot] = token
             tokens.append(token)
         start, self._clock = self._clock, self._clock + 1e-3 + 1e-6 * batch.num_tokens
@@ -202,8 +224,14 @@ class _Lazy:
 
 
 class _Saved:
-    def __init__(self, kv: dict[int, Any], table: list[list[int]], last: list[int | None]) -> None:
-        self.kv, self.table, self.last = kv, table, last
+    def __init__(
+        self,
+        kv: dict[int, Any],
+        table: list[list[int]],
+        last: list[int | None],
+        past: list[tuple[int, ...]],
+    ) -> None:
+        self.kv, self.table, self.last, self.past = kv, table, last, past
 
     @property
     def num_bytes(self) -> int:

@@ -176,7 +176,7 @@ class Scheduler:
                 f"turn chunked_prefill on or raise max_step_tokens"
             )
         self.waiting[item.rid] = request
-        return request, (Added(item.rid, length),)
+        return request, (Added(item.rid, length, self.step),)
 
     def abort(self, item: Abort) -> tuple[Event, ...]:
         """End a request early; one that is unknown or finished stays as it is.

@@ -52,23 +52,27 @@ class Explanation:
 def explain(records: Sequence[StepRecord], rid: int) -> Explanation:
     """Attribute every step of a request. Raises KeyError if its arrival is not in ``records``."""
     parts: list[Part] = []
-    here = ended = False
+    arrival, ended = None, False
     for record in records:
         events = [event for event in record.events if getattr(event, "rid", None) == rid]
-        here = here or any(isinstance(event, Added) for event in events)
-        if not here:
+        for event in events:
+            if isinstance(event, Added):
+                arrival = event.step
+        if arrival is None:
             continue
-        parts.append(_part(record, rid, not parts))
+        parts.append(_part(record, rid, arrival))
         if any(isinstance(event, Finished) for event in events):
             ended = True
             break
-    if not here:
+    if arrival is None:
         raise KeyError(f"request {rid} does not arrive in this trace")
     return Explanation(rid, parts, ended)
 
 
-def _part(record: StepRecord, rid: int, first: bool) -> Part:
+def _part(record: StepRecord, rid: int, arrival: int) -> Part:
     step, plan = record.batch.step, record.plan
+    if step < arrival:
+        return Part(step, "launched before")
     for row in record.batch.rows:
         if row.rid == rid:
             return Part(step, "decode" if row.token_ids is None else "prefill")
@@ -80,4 +84,4 @@ def _part(record: StepRecord, rid: int, first: bool) -> Part:
     ahead = [refusal.rid for refusal in plan.refusals if refusal.rid < rid]
     if ahead:  # whoever was refused last closed the door behind itself
         return Part(step, "waiting", (Refusal(rid, Why.HEAD_OF_LINE, by=ahead[-1]),))
-    return Part(step, "launched before" if first else "not looked at")
+    return Part(step, "not looked at")

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,12 +23,14 @@ from minisgl.core import (
     Change,
     Event,
     Input,
+    Logprob,
     Outcome,
     Plan,
     Refusal,
     SamplingParams,
     Span,
     StepRecord,
+    StopHit,
     Why,
 )
 from minisgl.scheduler.replay import fresh
@@ -88,7 +90,8 @@ def _lines(header: Header, history: History) -> Iterator[dict[str, Any]]:
     for item in history.inputs(0, history.num_inputs):
         match item:
             case Add(rid, prompt, sampling):
-                yield {"add": rid, "prompt": prompt, "sampling": asdict(sampling)}
+                chosen = {f.name: getattr(sampling, f.name) for f in fields(sampling)}
+                yield {"add": rid, "prompt": prompt, "sampling": chosen}
             case Abort(rid):
                 yield {"abort": rid}
             case Change():
@@ -183,6 +186,17 @@ class _Rebuild:
 
 
 def _outcome(fields: dict[str, Any]) -> Outcome:
-    tokens = tuple(None if token is None else int(token) for token in fields.pop("tokens"))
-    fields["spans"] = tuple(fields["spans"])
-    return Outcome(tokens=tokens, **fields)
+    tokens = tuple(None if token is None else int(token) for token in fields["tokens"])
+    return Outcome(
+        step=fields["step"],
+        tokens=tokens,
+        error=fields["error"],
+        logprobs=tuple(None if score is None else _logprob(score) for score in fields["logprobs"]),
+        prompt_logprobs=tuple(tuple(map(_logprob, row)) for row in fields["prompt_logprobs"]),
+        stops=tuple(StopHit(*stop) for stop in fields["stops"]),
+    )
+
+
+def _logprob(fields: list[Any]) -> Logprob:
+    logprob, rank, top = fields
+    return Logprob(float(logprob), int(rank), tuple((int(token), float(p)) for token, p in top))
