@@ -13,13 +13,24 @@ from hypothesis import strategies as st
 from minisgl.core import Preempted, Refusal, Request, SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.registry import names
-from tests.hash_engine import expected, fresh_scheduler, hash_engine, state
+from tests.hash_engine import (
+    expected,
+    fresh_scheduler,
+    hash_engine,
+    logprobs_are_right,
+    state,
+)
 
 prompts = st.lists(st.integers(1, 2), min_size=1, max_size=14)
 samplings = st.builds(
     SamplingParams,
+    temperature=st.sampled_from([0.0, 0.0, 1.0]),
     max_tokens=st.integers(0, 9),
     ignore_eos=st.booleans(),
+    seed=st.none() | st.integers(0, 2),
+    repetition_penalty=st.sampled_from([1.0, 1.0, 2.0]),
+    logprobs=st.none() | st.just(1),
+    prompt_logprobs=st.none() | st.none() | st.just(1),
     stop_token_ids=st.just(()) | st.just((5,)),
 )
 workloads = st.lists(st.tuples(prompts, samplings), min_size=1, max_size=9)
@@ -44,11 +55,11 @@ Options = dict[str, Any]
 
 def drive(engine: Engine, todo: Workload, data: st.DataObject) -> None:
     """Add, abort and step in any order until all is done, then compare with the oracle."""
-    asked: list[tuple[Request, list[int], SamplingParams]] = []
+    asked: list[tuple[Request, list[int]]] = []
     for _ in range(3000):
         if data.draw(st.booleans(), "add") and todo:
             prompt, sampling = todo.pop()
-            asked.append((engine.add(prompt, sampling), prompt, sampling))
+            asked.append((engine.add(prompt, sampling), prompt))
         if data.draw(st.integers(0, 9), "abort") == 0 and asked:
             engine.abort(data.draw(st.sampled_from(asked), "whom")[0].rid)
         if engine.step() is None and not todo:
@@ -56,11 +67,12 @@ def drive(engine: Engine, todo: Workload, data: st.DataObject) -> None:
         engine.check()
     assert not engine._scheduler.busy, "the engine stalled"
     room = engine.config.limits.max_seq_len
-    for request, prompt, sampling in asked:
-        want = expected(prompt, sampling, room)
+    for request, prompt in asked:
+        want = expected(prompt, request.sampling, room)
         if request.finish == "abort":
             want = want[: len(request.output)]
         assert request.output == want, request
+        assert logprobs_are_right(request), request
     gauges = engine.gauges
     assert gauges.promised_pages == 0
     assert gauges.free_pages + gauges.evictable_pages == engine.config.num_pages
@@ -176,7 +188,12 @@ def test_many_crowded_runs_are_all_right_and_reach_every_corner() -> None:
             prompt = [random.randint(1, 2) for _ in range(random.randint(1, 14))]
             if len(prompt) < room:
                 sampling = SamplingParams(
-                    max_tokens=random.randint(0, 9), ignore_eos=random.random() < 0.5
+                    temperature=random.choice([0, 1]),
+                    max_tokens=random.randint(0, 9),
+                    ignore_eos=random.random() < 0.5,
+                    frequency_penalty=random.choice([0, 1]),
+                    logprobs=random.choice([None, 0]),
+                    prompt_logprobs=random.choice([None, None, 0]),
                 )
                 engine.add(prompt, sampling)
         for record in engine.steps():
@@ -186,6 +203,7 @@ def test_many_crowded_runs_are_all_right_and_reach_every_corner() -> None:
             seen["preempted in flight"] += preempted and engine.depth > 1
         for request in engine.requests.values():
             assert request.output == expected(request.prompt, request.sampling, room)
+            assert logprobs_are_right(request)
     events = {"Reused", "Inserted", "Evicted", "Preempted", "Released"}
     corners = {
         "preempted in flight",
