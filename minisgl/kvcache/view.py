@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from minisgl.kvcache.base import NodeView
 from minisgl.kvcache.pages import PagePool
 
-_WIDTH = 60  # characters of text shown for a node
+_WIDTH = 48  # characters of text shown for a node
 
 
 class CacheView:
@@ -43,7 +43,6 @@ class CacheView:
             short = " ".join(text.split())
             short = short if len(short) <= _WIDTH else short[: _WIDTH - 1] + "…"
             lines.append(
-                f"{'  ' * level[node.id]}{len(node.tokens)} tokens, {len(node.pages)} pages, "
-                f"{holders} holding: {short}"
+                f"{'  ' * level[node.id]}{len(node.pages)} pages, {holders} holding: {short}"
             )
         return "\n".join(lines)

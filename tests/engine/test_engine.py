@@ -550,7 +550,7 @@ def test_the_views_show_queue_requests_cache_and_pages() -> None:
     requests: Any = engine.requests
     with pytest.raises(TypeError):
         requests[5] = first
-    assert len(engine.cache) == 1 and "4 tokens, 2 pages, 1 holding: 1 2 1 2" in repr(engine.cache)
+    assert len(engine.cache) == 1 and "2 pages, 1 holding: 1 2 1 2" in repr(engine.cache)
     assert sorted(engine.pages, reverse=True)[:3] == [2, 2, 1] or sum(engine.pages) == 4
     assert "1 waiting, 1 running" in repr(engine)
     assert repr(first) == "Request(0: running, prompt 4, output 1)"
