@@ -174,7 +174,7 @@ def test_going_back_and_forking_change_no_token(
     with minisgl.load(truth.model, **options, max_step_tokens=33, expected_output=4) as engine:
         for prompt in truth.prompts:
             engine.add(prompt, sampling)
-        engine._checkpoints.every = 20
+        engine._past.checkpoints.every = 20
         engine.run()
         whole = len(engine.trace)
         for _ in range(3):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from time import perf_counter
@@ -23,7 +23,6 @@ from minisgl.core import (
     Change,
     Event,
     Gauges,
-    Input,
     Outcome,
     Plan,
     Request,
@@ -32,20 +31,19 @@ from minisgl.core import (
     StepRecord,
     as_int,
 )
-from minisgl.engine.breakpoint import Breakpoint, Condition, as_condition
+from minisgl.engine.breakpoint import Breakpoint, Condition
 from minisgl.engine.codec import Codec
+from minisgl.engine.prompt import Prompt, needed, token_ids
 from minisgl.engine.runner import Launch, Runner
 from minisgl.engine.stops import Stops
-from minisgl.engine.travel import EVERY, Checkpoint, Checkpoints, InFlight, Moment, checkpoint, go
+from minisgl.engine.travel import Checkpoint, InFlight, Moment, Past, checkpoint, go
 from minisgl.kvcache.view import CacheView
 from minisgl.sampling import request_seed
 from minisgl.scheduler.policy import find_policy
 from minisgl.scheduler.scheduler import Scheduler
-from minisgl.trace.history import History
 from minisgl.trace.trace import Trace
 
 Observer = Callable[[StepRecord], None]
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 # What a fork may change: its pages and tables fit all of these.
@@ -92,8 +90,7 @@ class Engine:
         self._closed = False
         self._stops = Stops(codec)
         self._breakpoints: list[Breakpoint] = []
-        self._history = History()
-        self._checkpoints = Checkpoints(self._present(), config.snapshots << 20)
+        self._past = Past(config, checkpoint((0, 0), scheduler, (), (), None, 0))
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -108,14 +105,15 @@ class Engine:
             raise TypeError(f"sampling must be SamplingParams, got {sampling!r}")
         params = sampling or SamplingParams()
         if params.stop:
-            self._text_codec()
+            needed(self._codec)
         if not params.greedy and params.seed is None:
             params = replace(params, seed=request_seed(self.config.seed, self._next_rid))
-        item = Add(self._next_rid, self._ids(prompt), params)
+        ids = token_ids(prompt, self._codec, self._vocab_size)
+        item = Add(self._next_rid, ids, params)
         request, events = self._scheduler.add(item)
         request.decode = self._codec.decode if self._codec else None
         self._stops.watch(request)
-        self._record(item)
+        self._past.add_input(item)
         self._next_rid += 1
         self._requests[item.rid] = request
         self._events += events
@@ -125,7 +123,7 @@ class Engine:
         """End a request early. One that is unknown or finished: nothing happens."""
         self._check_open()
         item = Abort(as_int("rid", rid, 0))
-        self._record(item)
+        self._past.add_input(item)
         self._events += self._scheduler.abort(item)
         self._stops.forget(item.rid)
 
@@ -170,7 +168,7 @@ class Engine:
         waited = perf_counter()
         outcome = self._stops.found(batch, outcome, self._requests, self._scheduler.reason)
         self._in_flight.popleft()
-        self._record(outcome)
+        self._past.add_input(outcome)
         done = self._scheduler.apply(outcome)
         host = Span("host", "wait", start, waited), Span("host", "apply", waited, perf_counter())
         return self._emit(plan, batch, outcome, events + done, (*spans, *host, *outcome.spans))
@@ -219,7 +217,7 @@ class Engine:
     @property
     def trace(self) -> Trace:
         """The history so far. After a rewind the trace that was asked for before keeps the rest."""
-        return Trace(self._history, self.config, self._scheduler.eos, self._vocab_size)
+        return Trace(self._past.history, self.config, self._scheduler.eos, self._vocab_size)
 
     def break_when(self, condition: Condition) -> Breakpoint:
         """Let ``run`` stop after each record for which this holds.
@@ -246,16 +244,13 @@ class Engine:
         """
         self._check_open()
         self._drain()
-        moment_at = self._moment(to, until)
-        history = self._history.cut(moment_at)
-        start = self._checkpoints.before(moment_at)
+        num_records = self._past.moment(to, until)
         try:
-            moment = go(self._runner, start, self._history, moment_at)
+            moment = self._past.go(self._runner, num_records)
         except BaseException:
             self.close()  # the device is between two moments
             raise
-        self._checkpoints = self._checkpoints.until(moment_at)
-        self._become(moment, history)
+        self._become(moment, self._past.until(num_records))
 
     def fork(self, at: int | None = None, **changes: Any) -> Engine:
         """A twin, as of now or as of the moment at which records 0 to ``at`` - 1 exist.
@@ -273,25 +268,19 @@ class Engine:
         config = self.config.but(**changes)
         find_policy(config.policy)
         self._drain()
-        here = self._present()
-        start, moment_at = here, len(self._history)
-        if at is not None:
-            moment_at = self._moment(at, None)
-            start = self._checkpoints.before(moment_at)
+        past = self._past
+        num_records = len(past.history) if at is None else past.moment(at, None)
         runner = self._runner.fork()
-        moment = go(runner, start, self._history, moment_at)
+        if at is None:  # nothing need be computed again, and nothing need have been recorded
+            moment = go(runner, self._present(), past.history, num_records)
+        else:
+            moment = past.go(runner, num_records)
         twin = Engine(
             moment.scheduler, runner, config, vocab_size=self._vocab_size, codec=self._codec
         )
         twin._requests = dict(self._requests)
-        twin._become(moment, self._history.cut(moment_at))
-        limits = config.limits
-        change = Change(limits.max_step_tokens, limits.chunked_prefill, limits.optimistic)
-        twin._scheduler.change(change)
-        twin._record(change)
-        twin._scheduler.policy = find_policy(config.policy)
-        # it cannot go back to before it began: there it was another engine
-        twin._checkpoints = Checkpoints(twin._present(), config.snapshots << 20)
+        twin._become(moment, past.until(num_records))
+        twin._begin()
         return twin
 
     # ---- looking ---------------------------------------------------------------------------------
@@ -305,6 +294,11 @@ class Engine:
     def queue(self) -> tuple[Request, ...]:
         """The waiting requests, from the head of the queue."""
         return tuple(self._scheduler.waiting.values())
+
+    @property
+    def codec(self) -> Codec | None:
+        """What turns text into token ids and back; None without tokenizer files."""
+        return self._codec
 
     @property
     def gauges(self) -> Gauges:
@@ -356,7 +350,7 @@ class Engine:
     def _launch(self, plan: Plan, start: float) -> Batch:
         planned = perf_counter()
         batch, events = self._scheduler.commit(plan)
-        self._record(plan)
+        self._past.add_input(plan)
         committed = perf_counter()
         try:
             launch: Launch = self._runner.launch(batch)
@@ -374,9 +368,9 @@ class Engine:
         """Record what happened while nothing could run: a step without rows, by the same doors."""
         plan = Plan()
         batch, events = self._scheduler.commit(plan)
-        self._record(plan)
+        self._past.add_input(plan)
         outcome = Outcome(batch.step, ())
-        self._record(outcome)
+        self._past.add_input(outcome)
         return self._emit(plan, batch, outcome, events + self._scheduler.apply(outcome), ())
 
     def _emit(
@@ -390,7 +384,8 @@ class Engine:
         events = (*self._events, *events)
         self._events.clear()
         record = StepRecord(plan, batch, outcome, events, self.gauges, spans)
-        self._keep(record)
+        for rid in self._past.add_record(record, self._present):
+            self._requests.pop(rid, None)
         if self.config.check:
             self.check()
         for observer in tuple(self.observers):
@@ -402,53 +397,25 @@ class Engine:
                 warnings.warn(message, RuntimeWarning, stacklevel=3)
         return record
 
-    def _record(self, item: Input) -> None:
-        if self.config.record:
-            self._history.add_input(item)
-
-    def _keep(self, record: StepRecord) -> None:
-        """Note a record, and make a checkpoint where one is due; forget what is too old."""
-        if not self.config.record:
-            return
-        history, limit = self._history, self.config.history
-        history.add_record(record)
-        if len(history) < self._checkpoints.is_due:
-            return
-        self._checkpoints.add(self._present())
-        if limit is not None and len(history) - history.first > limit + EVERY:
-            first = self._checkpoints.forget(len(history) - limit)
-            for rid in history.forget(first.num_records, first.num_inputs):
-                self._requests.pop(rid, None)
-
     def _present(self) -> Checkpoint:
         """This moment."""
         flying = tuple(self._in_flight)
         begun = self._runner if self._scheduler.step else None
-        return checkpoint(
-            self._history, self._scheduler, self._events, flying, begun, self._next_rid
-        )
+        position, events = self._past.position, self._events
+        return checkpoint(position, self._scheduler, events, flying, begun, self._next_rid)
 
-    def _moment(self, to: int | None, until: Condition | None) -> int:
-        """How many records exist at the moment that is asked for."""
-        if not self.config.record:
-            raise RuntimeError("nothing was recorded; load with record=True to go back")
-        if (to is None) == (until is None):
-            raise TypeError("give either to= or until=")
-        first, now = self._checkpoints.first.num_records, len(self._history)
-        if until is not None:
-            holds = as_condition(until)
-            for k in range(now - 2, first - 1, -1):
-                if holds(self._history.record(k)):
-                    return k + 1
-            raise ValueError(f"{until!r} holds for no record from {first} to {now - 2}")
-        k = as_int("to", to, 0)
-        if not first <= k <= now:
-            raise ValueError(f"there is no moment {k}: records {first} to {now - 1} are kept")
-        return k
+    def _begin(self) -> None:
+        """Be an engine of its own from here on: a fork keeps to its own configuration."""
+        limits = self.config.limits
+        change = Change(limits.max_step_tokens, limits.chunked_prefill, limits.optimistic)
+        self._scheduler.change(change)
+        self._scheduler.policy = find_policy(self.config.policy)
+        self._past.add_input(change)
+        self._past.begin_with(self._present())
 
-    def _become(self, moment: Moment, history: History) -> None:
+    def _become(self, moment: Moment, past: Past) -> None:
         """Be at a moment that the runner is at already."""
-        self._history, self._scheduler = history, moment.scheduler
+        self._past, self._scheduler = past, moment.scheduler
         self._in_flight, self._events = moment.in_flight, moment.pending
         self._stops = Stops(self._codec)
         for request in moment.requests.values():
@@ -466,35 +433,6 @@ class Engine:
     def _drain(self) -> None:
         while self._in_flight:
             self.collect()
-
-    def _ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """The token ids of a prompt of any kind, each within the vocabulary."""
-        if isinstance(prompt, str):
-            return tuple(self._text_codec().encode(prompt))
-        if hasattr(prompt, "tolist"):  # an array or a tensor of ids is welcome
-            prompt = prompt.tolist()
-        if isinstance(prompt, (bytes, Mapping)) or not isinstance(prompt, Sequence):
-            raise TypeError(
-                f"a prompt is a text, a list of token ids or a list of chat messages, "
-                f"got {type(prompt).__name__}"
-            )
-        messages = [part for part in prompt if isinstance(part, Mapping)]
-        if messages and len(messages) == len(prompt):
-            return tuple(self._text_codec().chat(messages))
-        ids = tuple(as_int("a token id", token, 0) for token in prompt)
-        if ids and max(ids) >= self._vocab_size:
-            raise ValueError(
-                f"token id {max(ids)} is out of the vocabulary, which has {self._vocab_size} ids"
-            )
-        return ids
-
-    def _text_codec(self) -> Codec:
-        if self._codec is None:
-            raise ValueError(
-                "this model has no tokenizer files; give token ids instead of text, and "
-                "stop_token_ids instead of stop strings"
-            )
-        return self._codec
 
     def _check_open(self) -> None:
         if self._closed:

@@ -7,10 +7,25 @@ batches again. What it computes is compared with the record on the way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from minisgl.core import Abort, Add, Batch, Change, Event, Outcome, Plan, Request, Span
+from minisgl.config import EngineConfig
+from minisgl.core import (
+    Abort,
+    Add,
+    Batch,
+    Change,
+    Event,
+    Input,
+    Outcome,
+    Plan,
+    Request,
+    Span,
+    StepRecord,
+    as_int,
+)
+from minisgl.engine.breakpoint import Condition, as_condition
 from minisgl.engine.runner import Launch, Runner, Snapshot
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace.history import History
@@ -112,20 +127,98 @@ class Checkpoints:
         return first
 
 
+class Past:
+    """What an engine has behind it: the history, and checkpoints to go back to.
+
+    It keeps nothing with ``config.record`` off, and about ``config.history`` steps where that is
+    set.
+    """
+
+    def __init__(self, config: EngineConfig, first: Checkpoint) -> None:
+        self.history = History()
+        self._config = config
+        self.checkpoints = Checkpoints(first, config.snapshots << 20)
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Records and inputs so far."""
+        return len(self.history), self.history.num_inputs
+
+    def add_input(self, item: Input) -> None:
+        """Note what passed a door."""
+        if self._config.record:
+            self.history.add_input(item)
+
+    def add_record(self, record: StepRecord, present: Callable[[], Checkpoint]) -> list[int]:
+        """Note a record, make a checkpoint where one is due, and forget what is too old.
+
+        Returns the requests that are forgotten.
+        """
+        if not self._config.record:
+            return []
+        history, limit = self.history, self._config.history
+        history.add_record(record)
+        if len(history) < self.checkpoints.is_due:
+            return []
+        self.checkpoints.add(present())
+        if limit is None or len(history) - history.first <= limit + EVERY:
+            return []
+        first = self.checkpoints.forget(len(history) - limit)
+        return history.forget(first.num_records, first.num_inputs)
+
+    def moment(self, to: int | None, until: Condition | None) -> int:
+        """How many records exist at the moment that is asked for.
+
+        Raises RuntimeError without a record, ValueError if there is no such moment.
+        """
+        if not self._config.record:
+            raise RuntimeError("nothing was recorded; load with record=True to go back")
+        if (to is None) == (until is None):
+            raise TypeError("give either to= or until=")
+        first, now = self.checkpoints.first.num_records, len(self.history)
+        if until is not None:
+            holds = as_condition(until)
+            for k in range(now - 2, first - 1, -1):
+                if holds(self.history.record(k)):
+                    return k + 1
+            raise ValueError(f"{until!r} holds for no record from {first} to {now - 2}")
+        k = as_int("to", to, 0)
+        if not first <= k <= now:
+            raise ValueError(f"there is no moment {k}: records {first} to {now - 1} are kept")
+        return k
+
+    def go(self, runner: Runner, num_records: int) -> Moment:
+        """Bring ``runner`` to a moment, from the nearest checkpoint before it; see ``go``."""
+        return go(runner, self.checkpoints.before(num_records), self.history, num_records)
+
+    def until(self, num_records: int) -> Past:
+        """The past of an engine that stands at this moment."""
+        twin = Past(self._config, self.checkpoints.first)
+        twin.history = self.history.cut(num_records)
+        twin.checkpoints = self.checkpoints.until(num_records)
+        return twin
+
+    def begin_with(self, checkpoint: Checkpoint) -> None:
+        """Nothing before this moment can be gone back to; the history stays readable."""
+        self.checkpoints = Checkpoints(checkpoint, self._config.snapshots << 20)
+
+
 def checkpoint(
-    history: History,
+    position: tuple[int, int],
     scheduler: Scheduler,
     pending: Sequence[Event],
     in_flight: Sequence[InFlight],
     runner: Runner | None,
     next_rid: int,
 ) -> Checkpoint:
-    """The present moment. runner: None where nothing was launched yet."""
+    """The present moment.
+
+    position: records and inputs so far. runner: None where nothing was launched yet.
+    """
     used = [page for page, count in enumerate(scheduler.pool.counts) if count]
     device = runner.snapshot(used) if runner else None
-    sizes = (len(history), history.num_inputs)
     flying = tuple(in_flight)
-    return Checkpoint(*sizes, scheduler.copy(), tuple(pending), flying, device, next_rid)
+    return Checkpoint(*position, scheduler.copy(), tuple(pending), flying, device, next_rid)
 
 
 def go(runner: Runner, start: Checkpoint, history: History, num_records: int) -> Moment:

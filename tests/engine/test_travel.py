@@ -40,7 +40,7 @@ def test_rewind_then_run_gives_the_same_records(
     options["max_seq_len"] = min(23, options["num_pages"] * options["page_size"])
     workload = [(p, s) for p, s in workload if len(p) < options["max_seq_len"]]
     engine = filled(workload, **options)
-    engine._checkpoints.every = data.draw(st.sampled_from([1, 3, 64]), "checkpoints")
+    engine._past.checkpoints.every = data.draw(st.sampled_from([1, 3, 64]), "checkpoints")
     engine.run(max_steps=data.draw(st.integers(0, 12), "steps"))
     for rid in data.draw(st.sets(st.integers(0, 5)), "aborts"):
         engine.abort(rid)
@@ -256,12 +256,12 @@ def steady(steps: int) -> None:
 
 def test_snapshots_keep_within_their_budget() -> None:
     engine = hash_engine(num_pages=60, check=False)
-    engine._checkpoints._budget = 6000
+    engine._past.checkpoints._budget = 6000
     engine.add([1, 2, 3], SamplingParams(max_tokens=36, ignore_eos=True))
     for i in range(40):
         engine.add([1 + i % 5, 2, 1 + i // 5 % 7], SamplingParams(max_tokens=20, ignore_eos=True))
         engine.run()
-    kept = engine._checkpoints._kept
+    kept = engine._past.checkpoints._kept
     assert len(kept) > 2 and sum(c.num_bytes for c in kept[:-1]) <= 6000
     whole = facts(list(engine.trace))
     engine.rewind(to=333)
