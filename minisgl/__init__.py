@@ -13,6 +13,7 @@ from __future__ import annotations
 from minisgl.config import EngineConfig
 from minisgl.core import (
     Batch,
+    Logprob,
     Outcome,
     Plan,
     Refusal,
@@ -23,13 +24,18 @@ from minisgl.core import (
     StepRecord,
     Why,
 )
+from minisgl.trace import Trace
 
 from minisgl.build import load  # isort: skip  (a top room: it stands on all that is above)
+from minisgl.llm import LLM  # isort: skip
+from minisgl.whatif import replay  # isort: skip
 
 __version__ = "0.1.0"
 __all__ = [
+    "LLM",
     "Batch",
     "EngineConfig",
+    "Logprob",
     "Outcome",
     "Plan",
     "Refusal",
@@ -38,6 +44,8 @@ __all__ = [
     "SamplingParams",
     "Span",
     "StepRecord",
+    "Trace",
     "Why",
     "load",
+    "replay",
 ]

@@ -39,7 +39,8 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
     codec = load_codec(folder)
     scheduler = fresh(final, described.eos_token_ids, find_policy(final.policy))
     runner = _runner(folder, described, final)
-    return Engine(scheduler, runner, final, vocab_size=described.vocab_size, codec=codec)
+    vocab_size, name = described.vocab_size, os.fspath(model)
+    return Engine(scheduler, runner, final, vocab_size=vocab_size, codec=codec, model=name)
 
 
 def hardware() -> Hardware:

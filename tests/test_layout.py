@@ -28,7 +28,7 @@ VIEWS = (("inspector",),)
 TOP = (
     ("tokenizer", "message", "tiny"),
     ("build",),
-    ("llm",),
+    ("llm", "whatif"),
     ("bench", "server", "demo"),
     ("__init__",),
     ("__main__",),

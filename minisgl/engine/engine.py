@@ -41,6 +41,7 @@ from minisgl.kvcache.view import CacheView
 from minisgl.sampling import request_seed
 from minisgl.scheduler.policy import find_policy
 from minisgl.scheduler.scheduler import Scheduler
+from minisgl.trace.file import Header
 from minisgl.trace.trace import Trace
 
 Observer = Callable[[StepRecord], None]
@@ -75,8 +76,10 @@ class Engine:
         *,
         vocab_size: int,
         codec: Codec | None = None,
+        model: str = "",
     ) -> None:
         self.config = config
+        self.model = model  # as it was asked for
         self.depth = 2 if config.overlap else 1
         self.observers: list[Observer] = []
         self._scheduler = scheduler
@@ -217,7 +220,8 @@ class Engine:
     @property
     def trace(self) -> Trace:
         """The history so far. After a rewind the trace that was asked for before keeps the rest."""
-        return Trace(self._past.history, self.config, self._scheduler.eos, self._vocab_size)
+        header = Header(self.config, self._scheduler.eos, self._vocab_size, self.model)
+        return Trace(self._past.history, header)
 
     def break_when(self, condition: Condition) -> Breakpoint:
         """Let ``run`` stop after each record for which this holds.
@@ -275,8 +279,9 @@ class Engine:
             moment = go(runner, self._present(), past.history, num_records)
         else:
             moment = past.go(runner, num_records)
+        vocab_size, codec, model = self._vocab_size, self._codec, self.model
         twin = Engine(
-            moment.scheduler, runner, config, vocab_size=self._vocab_size, codec=self._codec
+            moment.scheduler, runner, config, vocab_size=vocab_size, codec=codec, model=model
         )
         twin._requests = dict(self._requests)
         twin._become(moment, past.until(num_records))
@@ -304,6 +309,11 @@ class Engine:
     def gauges(self) -> Gauges:
         """Pages and requests in numbers."""
         return self._scheduler.gauges
+
+    @property
+    def next_step(self) -> int:
+        """The number of the step that will be planned next."""
+        return self._scheduler.step
 
     @property
     def cache(self) -> CacheView:

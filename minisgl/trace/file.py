@@ -49,6 +49,7 @@ class Header(NamedTuple):
     config: EngineConfig  # resolved
     eos: frozenset[int]
     vocab_size: int
+    model: str  # as it was asked for: "tiny", a folder, a Hugging Face id
 
 
 def save(path: str | PathLike[str], header: Header, history: History) -> None:
@@ -86,6 +87,7 @@ def _lines(header: Header, history: History) -> Iterator[dict[str, Any]]:
         "config": config,
         "eos": sorted(header.eos),
         "vocab_size": header.vocab_size,
+        "model": header.model,
     }
     for item in history.inputs(0, history.num_inputs):
         match item:
@@ -132,7 +134,8 @@ def _header(path: str | PathLike[str], line: Any) -> Header:
         for name, most in _MOST.items():
             if sizes[name] > most:
                 raise ValueError(f"{name} is {sizes[name]}, at most {most} can be read")
-        return Header(config, frozenset(map(int, line["eos"])), int(line["vocab_size"]))
+        eos, model = frozenset(map(int, line["eos"])), str(line["model"])
+        return Header(config, eos, int(line["vocab_size"]), model)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header is wrong: {error}") from error
 

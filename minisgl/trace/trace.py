@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,17 +30,20 @@ Kind = Literal["steps", "requests", "events", "spans", "pages"]
 
 
 class Trace:
-    """The records of a run: ``len``, ``trace[k]``, iteration, frames, explanations, files.
+    """The records of a run: ``len``, ``trace[k]``, iteration, frames, explanations, files."""
 
-    eos: the token ids that ended requests; vocab_size: the model's.
-    """
+    def __init__(self, history: History, header: file.Header) -> None:
+        self._history, self._header = history, header
 
-    def __init__(
-        self, history: History, config: EngineConfig, eos: Iterable[int], vocab_size: int
-    ) -> None:
-        self.config = config
-        self.eos, self.vocab_size = frozenset(eos), vocab_size
-        self._history = history
+    @property
+    def config(self) -> EngineConfig:
+        """The resolved configuration of the run."""
+        return self._header.config
+
+    @property
+    def model(self) -> str:
+        """What was loaded, as it was asked for."""
+        return self._header.model
 
     def __len__(self) -> int:
         """How many steps there were, forgotten ones included."""
@@ -188,7 +191,7 @@ class Trace:
         """
         self.check_whole()
         inputs = self._history.inputs(0, self._history.num_inputs)
-        return replay(inputs, fresh(self.config, self.eos))
+        return replay(inputs, fresh(self.config, self._header.eos))
 
     def check_whole(self) -> None:
         """Raise ValueError if the beginning of the history was forgotten."""
@@ -204,7 +207,7 @@ class Trace:
         Raises ValueError if the beginning of the history was forgotten.
         """
         self.check_whole()
-        file.save(path, file.Header(self.config, self.eos, self.vocab_size), self._history)
+        file.save(path, self._header, self._history)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> Trace:
@@ -214,7 +217,7 @@ class Trace:
         for anything else that is not such a file, or that its own inputs contradict.
         """
         header, history = file.load(path)
-        return Trace(history, *header)
+        return Trace(history, header)
 
     def save_chrome(self, path: str | PathLike[str]) -> None:
         """Write the timeline in Chrome's trace format, for Perfetto or chrome://tracing."""
