@@ -73,9 +73,9 @@ def test_the_fields_stand_in_the_promised_order() -> None:
 
 
 def test_numbers_of_any_make_become_pythons_own() -> None:
-    sampling = SamplingParams(
-        np.float32(0.5), np.int64(2**40), Fraction(1, 2), 0, np.int32(3), seed=np.int64(-7)
-    )
+    given: Any = (np.float32(0.5), np.int64(2**40), Fraction(1, 2), 0, np.int32(3), False)
+    given += (np.int64(-7),)
+    sampling = SamplingParams(*given)
     got = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
     assert got == (0.5, 2**40, 0.5, 0.0, -7)
     assert [type(x) for x in got] == [float, int, float, float, int]
