@@ -178,6 +178,40 @@ BUGS = [
     ),
 ]
 
+TORCH = ("tests/executor", "tests/attention", "tests/models")
+FORWARD, GROUPED = "minisgl/executor/forward.py", "minisgl/attention/grouped.py"
+
+BUGS += [
+    Bug(
+        "a decode feeds back another slot's token",
+        FORWARD,
+        "id_[fed_token] = tables.last[fed_slot]",
+        "id_[fed_token] = tables.last[fed_slot.flip(0)]",
+        TORCH,
+    ),
+    Bug(
+        "keys land one position late in their page",
+        FORWARD,
+        "* size + position % size",
+        "* size + (position + 1) % size",
+        TORCH,
+    ),
+    Bug(
+        "a decoding row sees the position after its own",
+        GROUPED,
+        "hidden = position >= self._ends",
+        "hidden = position > self._ends",
+        TORCH,
+    ),
+    Bug(
+        "a sliding window is one position too wide",
+        GROUPED,
+        "hidden |= position < self._ends - window",
+        "hidden |= position < self._ends - window - 1",
+        TORCH,
+    ),
+]
+
 
 def copy_of_the_project(folder: Path) -> None:
     """Package, tests and settings; model files are linked."""
