@@ -47,6 +47,7 @@ class Request:
     stopped_by: int | str | None = None  # the token or the stop string, where finish is "stop"
     cached: int = 0  # positions found in the prefix cache at its first admission
     # the scheduler's account
+    max_len: int = field(init=False)  # positions it can ever need
     plain: bool = True  # its rows bring nothing for sampling
     stop_ids: frozenset[int] = frozenset()  # tokens that end it
     text_len: int | None = None  # characters of its output before the stop string that ended it
@@ -63,10 +64,8 @@ class Request:
     preemptions: int = 0
     tainted: bool = False  # a failed step may have written its pages
 
-    @property
-    def max_len(self) -> int:
-        """Positions it can ever need."""
-        return self.prompt_len + max(self.sampling.max_tokens, 1) - 1
+    def __post_init__(self) -> None:
+        self.max_len = self.prompt_len + max(self.sampling.max_tokens, 1) - 1
 
     @property
     def prompt(self) -> tuple[int, ...]:

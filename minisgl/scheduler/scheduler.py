@@ -38,6 +38,7 @@ from minisgl.core import (
     Reused,
     Row,
     Sampled,
+    StopHit,
 )
 from minisgl.kvcache.base import PrefixCache
 from minisgl.kvcache.pages import PagePool
@@ -249,12 +250,8 @@ class Scheduler:
                 if token is not None:
                     request.tokens.append(token)
                     events.append(Sampled(row.rid, token))
-                    if reason == "stop":
-                        request.stopped_by = token
-                if hits and (hit := hits.get(row.rid)):
-                    reason, request.stopped_by, request.text_len = "stop", hit.stop, hit.text_len
-                if reason:
-                    events += self._finish(request, reason)
+                if reason or hits and row.rid in hits:
+                    events += self._end(request, token, reason, hits.get(row.rid))
                 elif request.preempting:
                     events += self._release(request)
             else:
@@ -342,8 +339,22 @@ class Scheduler:
             return "length" if request.sampling.max_tokens == 0 and done else None
         if token in request.stop_ids:
             return "stop"
-        made = len(request.tokens) + 1 - request.prompt_len
-        return "length" if made >= request.sampling.max_tokens else None
+        return "length" if len(request.tokens) >= request.max_len else None
+
+    def _end(
+        self,
+        request: Request,
+        token: int | None,
+        reason: FinishReason | None,
+        hit: StopHit | None,
+    ) -> list[Event]:
+        if hit is not None:
+            request.stopped_by, request.text_len = hit.stop, hit.text_len
+            return self._finish(request, "stop")
+        assert reason is not None
+        if reason == "stop":
+            request.stopped_by = token
+        return self._finish(request, reason)
 
     def _book_logprobs(self, batch: Batch, outcome: Outcome) -> None:
         """Note them for requests that go on. What a preempted prompt computes again is known."""
