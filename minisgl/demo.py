@@ -70,7 +70,9 @@ def run(model: str, config: EngineConfig, picture: str | None = None) -> Iterato
     if picture is not None:
         from minisgl.inspector.figures import lanes  # matplotlib comes with the extra [lab]
 
-        lanes(records[:_DRAWN]).figure.savefig(picture)
+        figure = lanes(records[:_DRAWN]).get_figure(root=True)
+        assert figure is not None
+        figure.savefig(picture)
         yield f"drawn: the first {_DRAWN} steps in {picture}\n"
     yield from _compare(model, config, prompts, sampling)
 

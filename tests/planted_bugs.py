@@ -128,9 +128,11 @@ BUGS = [
         SCHEDULER,
         "        matches = validate(plan, self)\n"
         "        events: list[Event] = []\n"
-        "        for rid in plan.preempt:\n            events += self._preempt(self.running[rid])\n",
+        "        for rid in plan.preempt:\n"
+        "            events += self._preempt(self.running[rid])\n",
         "        events: list[Event] = []\n"
-        "        for rid in plan.preempt:\n            events += self._preempt(self.running[rid])\n"
+        "        for rid in plan.preempt:\n"
+        "            events += self._preempt(self.running[rid])\n"
         "        matches = validate(plan, self)\n",
     ),
     Bug(
@@ -209,6 +211,109 @@ BUGS += [
         "hidden |= position < self._ends - window",
         "hidden |= position < self._ends - window - 1",
         TORCH,
+    ),
+]
+
+
+SAMPLING = ("tests/executor/test_sampler.py", "tests/test_sampled_tokens.py")
+SAMPLER, STOPS = "minisgl/executor/sampler.py", "minisgl/engine/stops.py"
+
+BUGS += [
+    Bug(
+        "a row's noise depends on its place in the batch",
+        SAMPLER,
+        "gumbel(key, vocab_size)",
+        "gumbel(key.sort().values, vocab_size)",
+        SAMPLING,
+    ),
+    Bug(
+        "the sign bit runs into the noise",
+        "minisgl/executor/noise.py",
+        "(state >> shift) & ((1 << (64 - shift)) - 1)",
+        "(state >> shift)",
+        SAMPLING,
+    ),
+    Bug(
+        "the nucleus is taken before top_k",
+        SAMPLER,
+        "inside = ordered.masked_fill(ordered < least, -torch.inf).softmax(-1)",
+        "inside = ordered.softmax(-1)",
+        SAMPLING,
+    ),
+    Bug(
+        "presence and frequency count the prompt too",
+        "minisgl/executor/penalties.py",
+        "past = torch.tensor(output,",
+        "past = torch.tensor([*prompt, *output],",
+        SAMPLING,
+    ),
+    Bug(
+        "penalties forget their past at a snapshot",
+        "minisgl/executor/tables.py",
+        "self.penalties.copy_(other.penalties)",
+        "pass",
+        SAMPLING,
+    ),
+    Bug(
+        "after a preemption penalties count the prompt alone",
+        SCHEDULER,
+        "history = tuple(tokens[:length]), tuple(tokens[length:])",
+        "history = tuple(tokens[:length]), ()",
+    ),
+    Bug(
+        "the output index starts again after a preemption",
+        SCHEDULER,
+        "max(0, end - length)",
+        "max(0, end - request.prefill_end)",
+    ),
+    Bug(
+        "logprobs of a prompt skip what the prefix cache holds",
+        SCHEDULER,
+        "if request.scores_prompt:\n            return []",
+        "if request.scores_prompt and not self.pool.shares:\n            return []",
+    ),
+    Bug(
+        "a chunk's last position has no prompt logprob",
+        SCHEDULER,
+        "tokens[start + 1 : min(end + 1, length)]",
+        "tokens[start + 1 : min(end, length)]",
+    ),
+    Bug(
+        "a zombie row's logprob is kept",
+        SCHEDULER,
+        "if score is not None and self.running[row.rid].finish is None:",
+        "if score is not None:",
+    ),
+    Bug(
+        "a stop string is found within one token only",
+        STOPS,
+        "self._tail = self._end(known)",
+        'self._tail = ""',
+    ),
+    Bug(
+        "of two stop strings that end together the shorter counts",
+        STOPS,
+        "sorted(found, reverse=True)",
+        "sorted(found)",
+    ),
+    Bug(
+        "text held back is never searched",
+        STOPS,
+        "text += self._stream.flush()",
+        "pass",
+    ),
+    Bug(
+        "after a rewind stop strings are forgotten",
+        "minisgl/engine/engine.py",
+        "            self._stops.watch(request)\n        before = {",
+        "        before = {",
+    ),
+    Bug(
+        "a stream shows the beginning of a stop string",
+        "minisgl/llm.py",
+        "ready = max(0, len(held) - held_len)",
+        "ready = len(held)",
+        ("tests/test_llm.py",),
     ),
 ]
 
