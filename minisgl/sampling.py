@@ -23,6 +23,8 @@ def as_int(name: str, value: object, least: int) -> int:
 
     Raises TypeError for anything that is not a whole number, ValueError for one that is too small.
     """
+    if type(value) is int and value >= least:  # the common case, for every id of a prompt
+        return value
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     number = operator.index(value)
