@@ -27,7 +27,7 @@ def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
     if isinstance(option.default, bool):
         settings["action"] = argparse.BooleanOptionalAction
     elif option.metadata["choices"]:
-        settings["choices"] = option.metadata["choices"]
+        settings["choices"] = [name for name in option.metadata["choices"] if name is not None]
     else:
         settings |= {"type": _whole_number, "metavar": "N"}
     group.add_argument(flag, **settings)

@@ -6,6 +6,7 @@ The torch side is imported when a model is loaded, not before: torch takes secon
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,10 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
     wanted = (config or EngineConfig()).but(**toggles)
     folder = locate(os.fspath(model))
     described = ModelConfig.read(folder)
-    final = resolve(wanted, hardware(), os.environ, described.facts())
+    machine = hardware()
+    if wanted.runner == "torch" and (wanted.device == "cpu" or not machine.gpus):
+        machine = machine._replace(native=_has_native_kernels(wanted))
+    final = resolve(wanted, machine, os.environ, described.facts())
     codec = load_codec(folder)
     scheduler = fresh(final, described.eos_token_ids, find_policy(final.policy))
     runner = _runner(folder, described, final)
@@ -57,6 +61,25 @@ def _runner(folder: Path, described: ModelConfig, config: EngineConfig) -> Runne
     from minisgl.executor.torch_runner import load_runner
 
     return load_runner(folder, described, config, depth=2 if config.overlap else 1)
+
+
+def _has_native_kernels(wanted: EngineConfig) -> bool:
+    """Whether the C++ kernels are there, compiled now if need be. Warns with the reason if not."""
+    from minisgl.kernel import compile
+
+    if not {wanted.attention, wanted.kernels} & {"auto", "native"}:
+        return False
+    try:
+        compile.load()
+    except compile.NoKernels as error:
+        warnings.warn(
+            f"no C++ kernels: {error}; torch computes instead, which is slower "
+            f"(kernels='torch', attention='grouped' to choose that)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return False
+    return True
 
 
 def _free_memory() -> int:

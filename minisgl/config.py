@@ -55,7 +55,17 @@ class EngineConfig:
     max_step_tokens: int | Auto = _option(AUTO, "positions that one step computes at most")
     max_seq_len: int | Auto = _option(AUTO, "positions of one sequence, within model and pool")
     attention: str = _option(
-        AUTO, "attention backend; torch is the slow oracle", (AUTO, "torch", "grouped")
+        AUTO,
+        "attention backend: native is C++, grouped is torch, torch is the slow oracle",
+        (AUTO, "torch", "grouped", "native"),
+    )
+    kernels: str = _option(
+        AUTO,
+        "what computes the layers: torch, or C++ that is compiled at first use (CPU, float32)",
+        (AUTO, "torch", "native"),
+    )
+    quantization: str | None = _option(
+        AUTO, "how weights are kept; None: as stored; fp16: rounded", (AUTO, None, "fp16")
     )
     device: str = _option(AUTO, "where the model computes", (AUTO, "cpu", "cuda"))
     dtype: str = _option(
@@ -79,7 +89,9 @@ class EngineConfig:
                 if not isinstance(value, bool):
                     raise TypeError(f"{option.name} must be True or False, got {value!r}")
             elif choices:
-                if callable(value) and option.name == "policy":
+                if (callable(value) and option.name == "policy") or (
+                    value is None and None in choices
+                ):
                     continue
                 if not isinstance(value, str):
                     raise TypeError(f"{option.name} must be one of {choices}, got {value!r}")
@@ -157,6 +169,7 @@ class Hardware(NamedTuple):
     memory: int  # bytes free for this process
     gpus: tuple[str, ...] = ()
     gpu_memory: int = 0  # bytes free on the first GPU
+    native: bool = False  # the C++ kernels are compiled, or can be
 
 
 class ModelFacts(NamedTuple):
@@ -198,8 +211,7 @@ def resolve(
                 else "float16" if on_gpu else "float32"
             )
         )
-    if out.attention == AUTO:
-        out = out.but(attention="grouped")
+    out = _with_kernels(out, hardware)
     if out.threads == AUTO:
         small = model.num_parameters < _SMALL_MODEL
         out = out.but(threads=1 if small else max(1, hardware.cores))
@@ -229,3 +241,23 @@ def resolve(
         step = 8192 if on_gpu else 512
         out = out.but(max_step_tokens=step if out.chunked_prefill else max(step, longest))
     return out
+
+
+def _with_kernels(config: EngineConfig, hardware: Hardware) -> EngineConfig:
+    """C++ wherever it can compute the model: exact, and faster at every size that was measured.
+
+    Weights stay as they are stored: "auto" never changes a number.
+    """
+    can = config.device == "cpu" and config.dtype == "float32" and hardware.native
+    if "native" in (config.attention, config.kernels) and not can and config.runner == "torch":
+        raise ValueError(
+            f"native kernels were asked; they compute float32 on a CPU that has a C++ compiler and "
+            f"the package apache-tvm-ffi, not {config.dtype} on {config.device} with"
+            f"{'' if hardware.native else 'out'} them; use attention='auto' and kernels='auto'"
+        )
+    out = config
+    if out.attention == AUTO:
+        out = out.but(attention="native" if can else "grouped")
+    if out.kernels == AUTO:
+        out = out.but(kernels="native" if can else "torch")
+    return out.but(quantization=None) if out.quantization == AUTO else out

@@ -19,6 +19,15 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
     "attention": {
         "torch": "minisgl.attention.torch:TorchAttention",
         "grouped": "minisgl.attention.grouped:GroupedAttention",
+        "native": "minisgl.attention.native:NativeAttention",
+    },
+    "kernels": {
+        "torch": "minisgl.kernel.plain:PlainKernels",
+        "native": "minisgl.kernel.native:NativeKernels",
+    },
+    "quantization": {
+        "stored": "minisgl.layers.quantization.stored:stored",
+        "fp16": "minisgl.layers.quantization.fp16:fp16",
     },
     "embedded": {"tiny": "minisgl.tiny:path"},  # models that come with the package
     "model": {  # the names in config.json's "architectures"
@@ -31,7 +40,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The names known for a kind: "policy", "prefix_cache", "attention", "embedded", "model"."""
+    """The names known for a kind: "policy", "attention", "model" and so on."""
     return tuple(_TABLES[kind])
 
 

@@ -91,9 +91,11 @@ def load_runner(
 def load_model(
     folder: Path, model_config: ModelConfig, config: EngineConfig, group: Group = ALONE
 ) -> Model:
-    """This rank's part of the model in ``folder``, in the dtype and on the device of ``config``."""
+    """This rank's part of the model in ``folder``, as ``config``, which is resolved, says."""
     dtype: torch.dtype = getattr(torch, config.dtype)
-    with Weights(folder, dtype, torch.device(config.device)) as weights:
+    kernels = registry.find("kernels", config.kernels)()
+    quantization = registry.find("quantization", config.quantization or "stored")
+    with Weights(folder, dtype, torch.device(config.device), kernels, quantization) as weights:
         if model_config.tied:
             weights.ignore("lm_head.weight")  # many checkpoints store the tied head all the same
         model: Model = registry.find("model", model_config.architecture)(

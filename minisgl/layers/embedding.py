@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.distributed.group import Group
@@ -22,22 +21,23 @@ class VocabMatrix:
         rows = -(-vocab_size // group.size)
         self._first = min(group.rank * rows, vocab_size)
         here = min(rows, vocab_size - self._first)
-        self.weight = source.empty(rows, hidden_size)
-        self.weight[here:] = 0
+        weight = source.empty(rows, hidden_size)
+        weight[here:] = 0
         if here:
             whole = (vocab_size, hidden_size)
-            source.fill(self.weight[:here], f"{name}.weight", whole, (self._first, 0))
+            source.fill(weight[:here], f"{name}.weight", whole, (self._first, 0))
+        self.matrix = source.matrix(weight, rows=True)
         self._vocab_size, self._group = vocab_size, group
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids: (tokens,). Returns (tokens, hidden_size), a tensor the caller may write to."""
         if self._group.size == 1:
-            return F.embedding(ids, self.weight)
+            return self.matrix.rows(ids)
         local = ids - self._first
-        elsewhere = (local < 0) | (local >= len(self.weight))
-        x = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        elsewhere = (local < 0) | (local >= self.matrix.shape[0])
+        x = self.matrix.rows(local.masked_fill(elsewhere, 0))
         return self._group.all_reduce(x.masked_fill_(elsewhere[:, None], 0))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (rows, hidden_size). Returns (rows, vocab_size) on every rank."""
-        return self._group.all_gather(F.linear(hidden, self.weight))[:, : self._vocab_size]
+        return self._group.all_gather(self.matrix(hidden))[:, : self._vocab_size]

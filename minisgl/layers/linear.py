@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.distributed.group import Group, share
-from minisgl.layers.activation import silu_and_mul
 from minisgl.layers.source import Source
 
 
@@ -26,20 +24,21 @@ class ColumnLinear:
 
     def __init__(self, source: Source, parts: Sequence[Part], in_features: int, bias: bool) -> None:
         out_features = sum(len(part.rows) for part in parts)
-        self.weight = source.empty(out_features, in_features)
-        self.bias = source.empty(out_features) if bias else None
+        weight = source.empty(out_features, in_features)
+        biases = source.empty(out_features) if bias else None
         begin = 0
         for part in parts:
             end, first = begin + len(part.rows), part.rows.start
             shape = (part.total, in_features)
-            source.fill(self.weight[begin:end], f"{part.name}.weight", shape, (first, 0))
-            if self.bias is not None:
-                source.fill(self.bias[begin:end], f"{part.name}.bias", (part.total,), (first,))
+            source.fill(weight[begin:end], f"{part.name}.weight", shape, (first, 0))
+            if biases is not None:
+                source.fill(biases[begin:end], f"{part.name}.bias", (part.total,), (first,))
             begin = end
+        self.matrix = source.matrix(weight, biases)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (tokens, in_features). Returns (tokens, this rank's outputs)."""
-        return F.linear(x, self.weight, self.bias)
+        return self.matrix(x)
 
 
 class RowLinear:
@@ -55,8 +54,9 @@ class RowLinear:
         bias: bool,
         group: Group,
     ) -> None:
-        self.weight = source.empty(out_features, len(columns))
-        source.fill(self.weight, f"{name}.weight", (out_features, in_features), (0, columns.start))
+        weight = source.empty(out_features, len(columns))
+        source.fill(weight, f"{name}.weight", (out_features, in_features), (0, columns.start))
+        self.matrix = source.matrix(weight)
         self.bias = source.empty(out_features) if bias else None
         if self.bias is not None:
             source.fill(self.bias, f"{name}.bias", (out_features,))
@@ -64,7 +64,7 @@ class RowLinear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (tokens, this rank's columns). Returns (tokens, out_features)."""
-        y = self._group.all_reduce(F.linear(x, self.weight))
+        y = self._group.all_reduce(self.matrix(x))
         return y if self.bias is None else y.add_(self.bias)  # once, not once per rank
 
 
@@ -113,6 +113,7 @@ class GatedMLP:
         parts = [
             Part(f"{name}.{part}", intermediate_size, own) for part in ("gate_proj", "up_proj")
         ]
+        self._silu_and_mul = source.kernels.silu_and_mul
         self.gate_up = ColumnLinear(source, parts, hidden_size, bias)
         self.down = RowLinear(
             source, f"{name}.down_proj", intermediate_size, own, hidden_size, bias, group
@@ -120,4 +121,4 @@ class GatedMLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (tokens, hidden_size). Returns the same shape."""
-        return self.down(silu_and_mul(self.gate_up(x)))
+        return self.down(self._silu_and_mul(self.gate_up(x)))

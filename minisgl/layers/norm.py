@@ -1,10 +1,13 @@
-"""Root-mean-square normalisation. Source: Zhang and Sennrich 2019."""
+"""Root-mean-square normalisation, and the rotation that follows it on queries and keys.
+
+Source: Zhang and Sennrich 2019.
+"""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from minisgl.layers.rotary import Rotation
 from minisgl.layers.source import Source
 
 
@@ -14,34 +17,39 @@ class RMSNorm:
     def __init__(self, source: Source, name: str, size: int, eps: float) -> None:
         self.weight = source.empty(size)
         source.fill(self.weight, f"{name}.weight", (size,))
-        self._shape, self._eps = (size,), eps
+        self._kernels, self._eps = source.kernels, eps
 
     def __call__(self, x: Tensor) -> Tensor:
         """The normalised x; x is kept."""
-        return F.rms_norm(x, self._shape, self.weight, self._eps)
+        return self._kernels.rms_norm(x, self.weight, self._eps)
 
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Add x to the residual stream, then normalise that: (normalised, residual).
 
-        Writes the sum into ``residual``. One door, so that a fused kernel can stand behind it.
+        Writes the sum into ``residual``.
         """
-        residual.add_(x)
-        return self(residual), residual
+        return self._kernels.add_rms_norm(x, residual, self.weight, self._eps), residual
 
 
-class HeadNorm:
-    """RMS normalisation of each query head and each key head, all of them in one call."""
+class HeadTurn:
+    """Queries and keys of each token turned by its position, in some models normalised first."""
 
     def __init__(
-        self, source: Source, name: str, heads: int, kv_heads: int, head_dim: int, eps: float
+        self, source: Source, name: str, heads: int, kv_heads: int, head_dim: int, eps: float | None
     ) -> None:
-        self.weight = source.empty(heads + kv_heads, head_dim)
-        source.fill(self.weight[0], f"{name}.q_norm.weight", (head_dim,))
-        source.fill(self.weight[heads], f"{name}.k_norm.weight", (head_dim,))
-        self.weight[1:heads] = self.weight[0]
-        self.weight[heads + 1 :] = self.weight[heads]
-        self._shape, self._eps = (head_dim,), eps
+        """eps: of the RMS norm on each query and key head; None: there is none."""
+        self._turned, self._eps, self._weight = heads + kv_heads, eps or 0.0, None
+        self._kernels = source.kernels
+        if eps is not None:
+            self._weight = weight = source.empty(heads + kv_heads, head_dim)
+            source.fill(weight[0], f"{name}.q_norm.weight", (head_dim,))
+            source.fill(weight[heads], f"{name}.k_norm.weight", (head_dim,))
+            weight[1:heads] = weight[0]
+            weight[heads + 1 :] = weight[heads]
 
-    def __call__(self, qk: Tensor) -> Tensor:
-        """qk: (tokens, heads + kv_heads, head_dim), queries first. Returns the same shape."""
-        return F.rms_norm(qk, self._shape, None, self._eps).mul_(self.weight)
+    def __call__(self, qkv: Tensor, rotation: Rotation) -> Tensor:
+        """qkv: (tokens, q, k and v heads, head_dim), which may be written to.
+
+        Returns the q and k heads: (tokens, heads + kv_heads, head_dim).
+        """
+        return self._kernels.norm_and_rotate(qkv, self._turned, self._weight, self._eps, *rotation)

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from minisgl.kernel import plain
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -68,6 +70,4 @@ class Rotary:
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """x: (tokens, heads, head_dim), turned by each token's rotation. Returns the same shape."""
-    cos, sin = rotation
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return plain.rotate(x, *rotation)

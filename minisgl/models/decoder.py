@@ -16,8 +16,8 @@ from torch import Tensor
 from minisgl.distributed.group import Group, share, share_kv_heads
 from minisgl.layers.embedding import VocabMatrix
 from minisgl.layers.linear import GatedMLP, RowLinear, qkv_linear
-from minisgl.layers.norm import HeadNorm, RMSNorm
-from minisgl.layers.rotary import Rotary, Rotation, rotate
+from minisgl.layers.norm import HeadTurn, RMSNorm
+from minisgl.layers.rotary import Rotary, Rotation
 from minisgl.layers.source import Source
 from minisgl.models.config import ModelConfig, Traits
 from minisgl.models.fields import Fields
@@ -61,7 +61,7 @@ class Decoder(ABC):
         self.head = (
             self.embedding if config.tied else VocabMatrix(source, "lm_head", vocab, hidden, group)
         )
-        weight = self.embedding.weight
+        weight = self.norm.weight
         self.dtype, self.device = weight.dtype, weight.device
         self.rotary = Rotary(config.rope, config.head_dim, self.device)
 
@@ -111,11 +111,8 @@ class _SelfAttention:
             (kv_heads, own_kv),
             config.traits.qkv_bias,
         )
-        self.head_norm = (
-            HeadNorm(source, name, len(own), len(own_kv), dim, config.norm_eps)
-            if config.traits.head_norm
-            else None
-        )
+        eps = config.norm_eps if config.traits.head_norm else None
+        self.turn = HeadTurn(source, name, len(own), len(own_kv), dim, eps)
         columns = range(own.start * dim, own.stop * dim)
         self.o = RowLinear(
             source,
@@ -131,8 +128,6 @@ class _SelfAttention:
     def __call__(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
         """x: (tokens, hidden_size). Returns the same shape."""
         qkv = self.qkv(x).view(len(x), -1, self._dim)
-        qk, v = qkv.split_with_sizes((self._heads + self._kv_heads, self._kv_heads), 1)
-        if self.head_norm is not None:
-            qk = self.head_norm(qk)
-        q, k = rotate(qk, rotation).split_with_sizes((self._heads, self._kv_heads), 1)
+        qk, v = self.turn(qkv, rotation), qkv[:, self._heads + self._kv_heads :]
+        q, k = qk.split_with_sizes((self._heads, self._kv_heads), 1)
         return self.o(attend(self._layer, q, k, v))

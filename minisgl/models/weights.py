@@ -20,6 +20,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minisgl.kernel.base import Kernels, Matrix
+from minisgl.kernel.plain import PlainKernels
+from minisgl.layers.quantization.base import Quantization
+from minisgl.layers.quantization.stored import stored
+
 _MAPPED_BYTES: Final = 16 << 20  # read from one mapping before it is given up
 _QUIET_BYTES: Final = 1 << 30  # smaller checkpoints load without a progress bar
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -33,8 +38,18 @@ class Weights:
     Raises FileNotFoundError for a folder or shard that is not there, ValueError for a damaged file.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels | None = None,
+        quantization: Quantization = stored,
+    ) -> None:
+        """kernels: what the layers compute with; None: torch."""
         self.dtype, self.device = dtype, device
+        self.kernels: Kernels = kernels or PlainKernels()
+        self._quantization = quantization
         self._where = {name: file for file in weight_files(folder) for name in _File(file).names()}
         self._folder, self._open = folder, dict[Path, _File]()
         self._unread = {name for name in self._where if not name.endswith(_RECOMPUTED)}
@@ -65,6 +80,10 @@ class Weights:
     def empty(self, *shape: int) -> Tensor:
         """Uninitialised memory of the model's dtype, on its device. The caller owns it."""
         return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def matrix(self, weight: Tensor, bias: Tensor | None = None, *, rows: bool = False) -> Matrix:
+        """Take over a filled weight (outputs, inputs), to multiply with; rows: or to look up."""
+        return self._quantization(self.kernels, weight, bias, rows=rows)
 
     def ignore(self, name: str) -> None:
         """Do not warn when nothing reads this weight."""

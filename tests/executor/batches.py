@@ -10,7 +10,7 @@ from minisgl.core import Batch, Row, SamplingParams
 
 
 def config(page_size: int, attention: str = "grouped", **changes: Any) -> EngineConfig:
-    """A small resolved configuration on the CPU."""
+    """A small resolved configuration on the CPU: C++ attention goes with C++ kernels."""
     sizes: dict[str, Any] = dict(
         page_size=page_size,
         num_pages=512 // page_size + 8,
@@ -18,6 +18,8 @@ def config(page_size: int, attention: str = "grouped", **changes: Any) -> Engine
         max_step_tokens=256,
         max_seq_len=192,
         attention=attention,
+        kernels="native" if attention == "native" else "torch",
+        quantization=None,
         device="cpu",
         dtype="float32",
         threads=1,

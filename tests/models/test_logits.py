@@ -70,7 +70,7 @@ def ids(count: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(VOCAB), k=count)
 
 
-@pytest.mark.parametrize("attention", ["torch", "grouped"])
+@pytest.mark.parametrize("attention", ["torch", "grouped", "native"])
 @pytest.mark.parametrize("page_size", [1, 4, 16, 64])
 @pytest.mark.parametrize("name", KINDS)
 def test_logits_equal_transformers_in_mixed_batches(
@@ -94,7 +94,7 @@ def test_logits_equal_transformers_in_mixed_batches(
     assert len({tokens[-1] for tokens in run.known.values()}) > 2, "the checkpoint is degenerate"
 
 
-@pytest.mark.parametrize("attention", ["torch", "grouped"])
+@pytest.mark.parametrize("attention", ["torch", "grouped", "native"])
 @pytest.mark.parametrize("name", KINDS)
 def test_64_greedy_tokens_equal_transformers(name: str, attention: str) -> None:
     torch.set_num_threads(1)

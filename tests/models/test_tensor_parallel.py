@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -63,7 +64,7 @@ def logits(source: Checkpoint, group: Group) -> tuple[Tensor, int]:
         forward.run(to.batch(to.row(0), to.row(1)))
     assert isinstance(model, Decoder)
     attention = model.layers[0].attention
-    return torch.cat(spy.logits_of_all), attention.qkv.weight.numel()
+    return torch.cat(spy.logits_of_all), math.prod(attention.qkv.matrix.shape)
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -1,0 +1,123 @@
+// The CPU kernels as functions that Python calls. Arguments are checked by the caller, in
+// kernel/native.py, once per shape where that is enough; what could write out of bounds, here.
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/function.h>
+
+#include "attention.h"
+#include "gemm.h"
+#include "rows.h"
+
+namespace {
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+float* floats(const TensorView& x) {
+    return static_cast<float*>(x.data_ptr());
+}
+
+const float* floats(const Optional<TensorView>& x) {
+    return x.has_value() ? floats(*x) : nullptr;
+}
+
+int64_t panel() {
+    return minisgl::kPanel;
+}
+
+// x: (rows, inputs); packed: (panels, inputs, panel); out: (rows, outputs); all contiguous.
+void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorView out,
+            int64_t threads) {
+    const int64_t rows = x.size(0), inputs = x.size(1), outputs = out.size(1);
+    TVM_FFI_ICHECK(packed.size(1) == inputs && packed.size(2) == minisgl::kPanel &&
+                   packed.size(0) == (outputs + minisgl::kPanel - 1) / minisgl::kPanel &&
+                   out.size(0) == rows && (rows == 1 || x.stride(0) == inputs))
+        << "x, packed weight and out do not fit";
+    auto run = [&](auto* weight) {
+        minisgl::gemm(floats(x), rows, inputs, weight, floats(bias), floats(out), outputs, threads);
+    };
+    const DLDataType type = packed.dtype();
+    if (type.code == kDLFloat && type.bits == 32) {
+        run(static_cast<const float*>(packed.data_ptr()));
+    } else if (type.code == kDLFloat && type.bits == 16) {
+        run(static_cast<const minisgl::Half*>(packed.data_ptr()));
+    } else {
+        TVM_FFI_ICHECK(type.code == kDLBfloat && type.bits == 16) << "weights of another type";
+        run(static_cast<const minisgl::Bfloat*>(packed.data_ptr()));
+    }
+}
+
+void rms_norm(TensorView x, Optional<TensorView> residual, TensorView weight, double eps,
+              TensorView out) {
+    minisgl::rms_norm(floats(x), const_cast<float*>(floats(residual)), floats(weight), eps,
+                      floats(out), x.size(0), x.size(1));
+}
+
+void silu_and_mul(TensorView x, TensorView out) {
+    minisgl::silu_and_mul(floats(x), floats(out), out.size(0), out.size(1));
+}
+
+// x: (tokens, any heads, dim), of which the first `heads` are turned; cosine: (tokens, 1, dim / 2).
+void norm_and_rotate(TensorView x, int64_t heads, Optional<TensorView> weight, double eps,
+                     TensorView cosine, TensorView sine) {
+    minisgl::norm_and_rotate(floats(x), x.stride(0), floats(weight), eps, floats(cosine),
+                             floats(sine), x.size(0), heads, x.size(2));
+}
+
+// q: (tokens, heads, dim); k, v: (tokens, kv_heads, dim), tokens any stride apart; keys, values:
+// (pages, page_size, kv_heads, dim); table: (rows, n) int32; starts, lengths: (rows,) int64;
+// locations: (tokens,) int64; out: (tokens, heads, dim).
+void attend(TensorView q, TensorView k, TensorView v, TensorView keys, TensorView values,
+            TensorView table, TensorView starts, TensorView lengths, TensorView locations,
+            int64_t window, TensorView out, int64_t threads) {
+    const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = k.size(1);
+    const int64_t group = heads / kv_heads, rows = table.size(0), page_size = keys.size(1);
+    const int64_t places = keys.size(0) * page_size;
+    TVM_FFI_ICHECK((heads == 1 || q.stride(1) == dim) && (kv_heads == 1 || k.stride(1) == dim) &&
+                   (kv_heads == 1 || v.stride(1) == dim) && q.stride(2) == 1)
+        << "a token's heads lie one after the other";
+    const auto* where = static_cast<const int64_t*>(locations.data_ptr());
+    for (int64_t token = 0; token < tokens; ++token) {
+        TVM_FFI_ICHECK(where[token] >= 0 && where[token] < places) << "no such position";
+        const int64_t to = where[token] * kv_heads * dim;
+        std::memcpy(floats(keys) + to, floats(k) + token * k.stride(0),
+                    kv_heads * dim * sizeof(float));
+        std::memcpy(floats(values) + to, floats(v) + token * v.stride(0),
+                    kv_heads * dim * sizeof(float));
+    }
+    const auto* start = static_cast<const int64_t*>(starts.data_ptr());
+    const auto* length = static_cast<const int64_t*>(lengths.data_ptr());
+    static thread_local std::vector<int64_t> first;
+    first.assign(rows, 0);
+    for (int64_t row = 1; row < rows; ++row) first[row] = first[row - 1] + length[row - 1];
+    const int64_t* begin = first.data();
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    const int64_t q_stride = q.stride(0), out_stride = heads * dim;
+#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
+    for (int64_t item = 0; item < rows * kv_heads; ++item) {
+        static thread_local std::vector<float> scratch;
+        const int64_t row = item / kv_heads, head = item % kv_heads, end = start[row] + length[row];
+        const int32_t* pages =
+            static_cast<const int32_t*>(table.data_ptr()) + row * table.stride(0);
+        const minisgl::Pages row_keys{floats(keys), pages, page_size, kv_heads, dim};
+        const minisgl::Pages row_values{floats(values), pages, page_size, kv_heads, dim};
+        const float* from = floats(q) + begin[row] * q_stride + head * group * dim;
+        float* to = floats(out) + begin[row] * out_stride + head * group * dim;
+        if (length[row] == 1) {
+            const int64_t seen = window ? std::max<int64_t>(0, end - window) : 0;
+            minisgl::decode(from, row_keys, row_values, head, seen, end, group, scale, scratch, to);
+        } else {
+            minisgl::prefill(from, q_stride, row_keys, row_values, head, start[row], end, window,
+                             group, scale, scratch, to, out_stride);
+        }
+    }
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(panel, panel);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, linear);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(norm_and_rotate, norm_and_rotate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, attend);

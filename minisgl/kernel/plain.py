@@ -1,0 +1,84 @@
+"""The kernels in torch: on every device, in every dtype. Oracle of the native ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minisgl.kernel.base import Matrix
+
+
+class PlainKernels:
+    """One torch call after the other."""
+
+    def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
+        """See ``Kernels``. As it is, or as FBGEMM packs float16."""
+        return FbgemmMatrix(weight, bias, rows) if half else PlainMatrix(weight, bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Kernels``."""
+        return F.rms_norm(x, weight.shape, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Kernels``."""
+        return F.rms_norm(residual.add_(x), weight.shape, weight, eps)
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        """See ``Kernels``."""
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate).mul_(up)
+
+    def norm_and_rotate(
+        self, x: Tensor, heads: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """See ``Kernels``."""
+        x = x[:, :heads]
+        if weight is not None:
+            x = F.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
+        return rotate(x, cos, sin)
+
+
+class PlainMatrix:
+    """A weight as it was read."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+        self.shape, self.num_bytes = (len(weight), weight.shape[1]), weight.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        return F.linear(x, self._weight, self._bias)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        return F.embedding(ids, self._weight)
+
+
+class FbgemmMatrix:
+    """A weight in float16, packed by FBGEMM; x, sums and result are float32.
+
+    Source: Khudia et al. 2021 (FBGEMM).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rows: bool) -> None:
+        self._packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+        self._rows = weight.half() if rows else None  # FBGEMM unpacks all or nothing
+        self.shape = (len(weight), weight.shape[1])
+        self.num_bytes = weight.nbytes if rows else weight.nbytes // 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        y: Tensor = torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+        return y
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        assert self._rows is not None, "its rows were not asked for"
+        return self._rows[ids].float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Pair (i, i + head_dim / 2) of each head turned. x: (tokens, heads, head_dim), kept."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)

@@ -1,0 +1,1 @@
+"""In which form weights are kept: one small file for each."""
