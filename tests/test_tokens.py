@@ -30,6 +30,7 @@ TOGGLES: dict[str, tuple[Any, ...]] = {
     "admission": ("reserve", "optimistic"),
     "pool": ("ample", "tight"),  # tight: the longest request and little more
     "attention": names("attention"),
+    "kernels": names("kernels"),
 }
 Case = tuple[Any, ...]
 

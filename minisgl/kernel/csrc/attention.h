@@ -5,22 +5,22 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include "gemm.h"
 
 namespace minisgl {
 
-// Keys or values of one layer: (pages, page_size, kv_heads, dim), and one row's page table.
-struct Pages {
-    const float* memory;
-    const int32_t* table;
-    int64_t page_size, kv_heads, dim;
-
-    const float* at(int64_t position, int64_t head) const {
-        int64_t place = table[position / page_size] * page_size + position % page_size;
-        return memory + (place * kv_heads + head) * dim;
+// Where positions [first, end) of one row begin, in memory laid out as (pages, page_size, size).
+inline void find(const int32_t* table, int64_t page_size, int64_t size, int64_t first, int64_t end,
+                 std::vector<int64_t>& places) {
+    places.resize(end - first);
+    int64_t page = first / page_size, offset = first % page_size;
+    for (int64_t& place : places) {
+        place = (table[page] * page_size + offset) * size;
+        if (++offset == page_size) ++page, offset = 0;
     }
-};
+}
 
 // scores *= 1/sum after scores = e^(scores - largest)
 inline void softmax(float* scores, int64_t count) {
@@ -44,7 +44,32 @@ inline void softmax(float* scores, int64_t count) {
     for (i = 0; i < count; ++i) scores[i] *= inverse;
 }
 
-// scores[j] = q . keys[j] for kLanes keys at once: their products are summed as a tree.
+// Lane l of the result is the sum of two neighbours of `Half` lanes each: of a, then of b, in turn.
+template <int Half, int... L>
+Vec fold(Vec a, Vec b, std::integer_sequence<int, L...>) {
+#define MINISGL_FROM(l, high) \
+    ((l) / Half % 2 * kLanes + (l) / Half / 2 * 2 * Half + (l) % Half + (high) * Half)
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, MINISGL_FROM(L, 0)...) +
+           __builtin_shufflevector(a, b, MINISGL_FROM(L, 1)...);
+#else
+    return __builtin_shuffle(a, b, IntVec{MINISGL_FROM(L, 0)...}) +
+           __builtin_shuffle(a, b, IntVec{MINISGL_FROM(L, 1)...});
+#endif
+#undef MINISGL_FROM
+}
+
+// Lane j of the result is the sum over the lanes of sums[j], which are used up.
+template <int Half = kLanes / 2>
+Vec sums_of(Vec* sums) {
+    for (int j = 0; j < Half; ++j) {
+        sums[j] = fold<Half>(sums[j], sums[j + Half], std::make_integer_sequence<int, kLanes>());
+    }
+    if constexpr (Half > 1) return sums_of<Half / 2>(sums);
+    return sums[0];
+}
+
+// scores[j] = q . keys[j] for kLanes keys at once.
 inline void dot(const float* q, const float* const* keys, int64_t dim, float* scores) {
     Vec sums[kLanes] = {};
     int64_t i = 0;
@@ -53,22 +78,7 @@ inline void dot(const float* q, const float* const* keys, int64_t dim, float* sc
 #pragma GCC unroll 16
         for (int j = 0; j < kLanes; ++j) sums[j] += part * load(keys[j] + i);
     }
-    // after the round with distance d, lane l of sums[j] holds d-fold fewer parts of two keys
-#pragma GCC unroll 4
-    for (int half = kLanes / 2; half; half /= 2) {
-        IntVec low, high;
-        for (int l = 0; l < kLanes; ++l) {
-            int from = l & (half - 1), block = l / half;  // lanes of `half` floats
-            low[l] = (block & 1 ? kLanes : 0) + (block / 2) * 2 * half + from;
-            high[l] = low[l] + half;
-        }
-#pragma GCC unroll 8
-        for (int j = 0; j < half; ++j) {
-            Vec a = sums[j], b = sums[j + half];
-            sums[j] = __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-        }
-    }
-    Vec total = sums[0];
+    Vec total = sums_of(sums);
     if (i < dim) {
         for (int j = 0; j < kLanes; ++j) {
             for (int64_t d = i; d < dim; ++d) total[j] += q[d] * keys[j][d];
@@ -77,92 +87,116 @@ inline void dot(const float* q, const float* const* keys, int64_t dim, float* sc
     store(scores, total);
 }
 
-// out[h][0..V registers) = sum over j of weights[h][j] * values[j][0..V registers)
+// out[h][0..V registers) += sum over j of weights[h][j] * values[places[j]][0..V registers)
 template <int H, int V>
-void mix(const float* weights, int64_t weights_stride, const Pages& values, int64_t head,
-         int64_t first, int64_t count, int64_t offset, float* out) {
-    Vec sums[H][V] = {};
-    for (int64_t j = 0; j < count; ++j) {
-        const float* value = values.at(first + j, head) + offset;
-        Vec parts[V];
-        for (int v = 0; v < V; ++v) parts[v] = load(value + v * kLanes);
+void mix(const float* weights, int64_t stride, const float* values, const int64_t* places,
+         int64_t count, float* out, int64_t dim) {
+    constexpr int kChains = H * V >= 8 ? 1 : H * V >= 4 ? 2 : 4;  // sums that hide the latency
+    Vec sums[kChains][H][V] = {};
+    auto add = [&](int c, int64_t j) {
+        const float* value = values + places[j];
         for (int h = 0; h < H; ++h) {
-            Vec weight = splat(weights[h * weights_stride + j]);
-            for (int v = 0; v < V; ++v) sums[h][v] += weight * parts[v];
+            Vec weight = splat(weights[h * stride + j]);
+            for (int v = 0; v < V; ++v) sums[c][h][v] += weight * load(value + v * kLanes);
         }
+    };
+    int64_t j = 0;
+    for (; j + kChains <= count; j += kChains) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kChains; ++c) add(c, j + c);
     }
+    for (; j < count; ++j) add(0, j);
     for (int h = 0; h < H; ++h) {
-        for (int v = 0; v < V; ++v) store(out + h * values.dim + offset + v * kLanes, sums[h][v]);
+        for (int v = 0; v < V; ++v) {
+            Vec total = sums[0][h][v];
+            for (int c = 1; c < kChains; ++c) total += sums[c][h][v];
+            float* to = out + h * dim + v * kLanes;
+            store(to, load(to) + total);
+        }
     }
 }
 
 template <int H>
-void mix(const float* weights, int64_t weights_stride, const Pages& values, int64_t head,
-         int64_t first, int64_t count, float* out) {
+void mix(const float* weights, int64_t stride, const float* values, const int64_t* places,
+         int64_t count, float* out, int64_t dim) {
     int64_t i = 0;
-    for (; i + 4 * kLanes <= values.dim; i += 4 * kLanes) {
-        mix<H, 4>(weights, weights_stride, values, head, first, count, i, out);
+    for (; i + 4 * kLanes <= dim; i += 4 * kLanes) {
+        mix<H, 4>(weights, stride, values + i, places, count, out + i, dim);
     }
-    for (; i + kLanes <= values.dim; i += kLanes) {
-        mix<H, 1>(weights, weights_stride, values, head, first, count, i, out);
+    for (; i + 2 * kLanes <= dim; i += 2 * kLanes) {
+        mix<H, 2>(weights, stride, values + i, places, count, out + i, dim);
     }
-    if (i == values.dim) return;
-    for (int h = 0; h < H; ++h) {
-        for (int64_t d = i; d < values.dim; ++d) {
+    for (; i + kLanes <= dim; i += kLanes) {
+        mix<H, 1>(weights, stride, values + i, places, count, out + i, dim);
+    }
+    for (int h = 0; i < dim && h < H; ++h) {
+        for (int64_t d = i; d < dim; ++d) {
             float total = 0;
             for (int64_t j = 0; j < count; ++j) {
-                total += weights[h * weights_stride + j] * values.at(first + j, head)[d];
+                total += weights[h * stride + j] * values[places[j] + d];
             }
-            out[h * values.dim + d] = total;
+            out[h * dim + d] += total;
         }
     }
 }
 
-// One new position: q, out: (group, dim), the query heads that share key head `head`.
-inline void decode(const float* q, const Pages& keys, const Pages& values, int64_t head,
-                   int64_t first, int64_t end, int64_t group, float scale,
+constexpr int64_t kTogether = 64;  // positions whose values stay in the cache for all heads
+
+// One new position, for `kv_heads` key heads that lie one after the other: q, out: (kv_heads,
+// group, dim). places: where the keys and values of `count` positions begin. Every head reads a few
+// positions before any reads the next, since those lie together in memory.
+inline void decode(const float* q, const float* keys, const float* values, const int64_t* places,
+                   int64_t count, int64_t kv_heads, int64_t dim, int64_t group, float scale,
                    std::vector<float>& scratch, float* out) {
-    const int64_t count = end - first, dim = keys.dim;
-    const int64_t stride = (count + kLanes - 1) / kLanes * kLanes;
-    scratch.resize(group * (stride + dim));
-    float *scores = scratch.data(), *scaled = scores + group * stride;
-    for (int64_t i = 0; i < group * dim; ++i) scaled[i] = q[i] * scale;
+    const int64_t stride = (count + kLanes - 1) / kLanes * kLanes, heads = kv_heads * group;
+    scratch.resize(heads * (stride + dim));
+    float *scores = scratch.data(), *scaled = scores + heads * stride;
+    for (int64_t i = 0; i < heads * dim; ++i) scaled[i] = q[i] * scale;
     for (int64_t j = 0; j < count; j += kLanes) {
         const float* some[kLanes];
-        for (int64_t l = 0; l < kLanes; ++l) {
-            some[l] = keys.at(std::min(first + j + l, end - 1), head);
-        }
-        for (int64_t h = 0; h < group; ++h)
+        for (int64_t l = 0; l < kLanes; ++l) some[l] = keys + places[std::min(j + l, count - 1)];
+        for (int64_t h = 0; h < heads; ++h) {
             dot(scaled + h * dim, some, dim, scores + h * stride + j);
+            if ((h + 1) % group == 0) {
+                for (int64_t l = 0; l < kLanes; ++l) some[l] += dim;
+            }
+        }
     }
-    for (int64_t h = 0; h < group; ++h) softmax(scores + h * stride, count);
-    for (int64_t h = 0; h < group; h += 4) {
-        const float* weights = scores + h * stride;
-        float* to = out + h * dim;
-        switch (std::min<int64_t>(4, group - h)) {
-            case 1:
-                mix<1>(weights, stride, values, head, first, count, to);
-                break;
-            case 2:
-                mix<2>(weights, stride, values, head, first, count, to);
-                break;
-            case 3:
-                mix<3>(weights, stride, values, head, first, count, to);
-                break;
-            case 4:
-                mix<4>(weights, stride, values, head, first, count, to);
-                break;
+    for (int64_t h = 0; h < heads; ++h) softmax(scores + h * stride, count);
+    std::memset(out, 0, heads * dim * sizeof(float));
+    for (int64_t j = 0; j < count; j += kTogether) {
+        const int64_t some = std::min(kTogether, count - j);
+        for (int64_t head = 0; head < kv_heads; ++head) {
+            const float* from = values + head * dim;
+            for (int64_t h = head * group; h < (head + 1) * group; h += 4) {
+                const float* weights = scores + h * stride + j;
+                float* to = out + h * dim;
+                switch (std::min<int64_t>(4, (head + 1) * group - h)) {
+                    case 1:
+                        mix<1>(weights, stride, from, places + j, some, to, dim);
+                        break;
+                    case 2:
+                        mix<2>(weights, stride, from, places + j, some, to, dim);
+                        break;
+                    case 3:
+                        mix<3>(weights, stride, from, places + j, some, to, dim);
+                        break;
+                    case 4:
+                        mix<4>(weights, stride, from, places + j, some, to, dim);
+                        break;
+                }
+            }
         }
     }
 }
 
 // Several new positions [start, end). q: (positions, q_stride), out: (positions, out_stride), both
-// at the first query head of key head `head`. window: newest positions that a token sees, 0: all.
-inline void prefill(const float* q, int64_t q_stride, const Pages& keys, const Pages& values,
-                    int64_t head, int64_t start, int64_t end, int64_t window, int64_t group,
-                    float scale, std::vector<float>& scratch, float* out, int64_t out_stride) {
-    const int64_t dim = keys.dim;
-    const int64_t base = window ? std::max<int64_t>(0, start + 1 - window) : 0;
+// at the first query head of a key head. places: of positions [base, end).
+// window: newest positions that a token sees, 0: all.
+inline void prefill(const float* q, int64_t q_stride, const float* keys, const float* values,
+                    const int64_t* places, int64_t base, int64_t start, int64_t end, int64_t window,
+                    int64_t dim, int64_t group, float scale, std::vector<float>& scratch,
+                    float* out, int64_t out_stride) {
     const int64_t count = end - base, key_panels = (count + kPanel - 1) / kPanel;
     const int64_t padded = key_panels * kPanel, value_panels = (dim + kPanel - 1) / kPanel;
     scratch.assign(padded * dim + value_panels * count * kPanel + kRows * (dim + padded), 0.0f);
@@ -171,7 +205,7 @@ inline void prefill(const float* q, int64_t q_stride, const Pages& keys, const P
     float* scaled = value_panel + value_panels * count * kPanel;  // (kRows, dim)
     float* scores = scaled + kRows * dim;                         // (kRows, padded)
     for (int64_t j = 0; j < count; ++j) {
-        const float *key = keys.at(base + j, head), *value = values.at(base + j, head);
+        const float *key = keys + places[j], *value = values + places[j];
         float* to = key_panel + j / kPanel * dim * kPanel + j % kPanel;
         for (int64_t d = 0; d < dim; ++d) to[d * kPanel] = key[d];
         for (int64_t d = 0; d < dim; d += kPanel) {

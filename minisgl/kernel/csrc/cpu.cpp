@@ -93,22 +93,31 @@ void attend(TensorView q, TensorView k, TensorView v, TensorView keys, TensorVie
     const int64_t* begin = first.data();
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
     const int64_t q_stride = q.stride(0), out_stride = heads * dim;
+    // one row is one piece of work, unless there are fewer rows than threads
+    const int64_t pieces = rows < threads ? kv_heads : 1, some = kv_heads / pieces;
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(dynamic)
-    for (int64_t item = 0; item < rows * kv_heads; ++item) {
+    for (int64_t item = 0; item < rows * pieces; ++item) {
         static thread_local std::vector<float> scratch;
-        const int64_t row = item / kv_heads, head = item % kv_heads, end = start[row] + length[row];
-        const int32_t* pages =
-            static_cast<const int32_t*>(table.data_ptr()) + row * table.stride(0);
-        const minisgl::Pages row_keys{floats(keys), pages, page_size, kv_heads, dim};
-        const minisgl::Pages row_values{floats(values), pages, page_size, kv_heads, dim};
-        const float* from = floats(q) + begin[row] * q_stride + head * group * dim;
-        float* to = floats(out) + begin[row] * out_stride + head * group * dim;
+        static thread_local std::vector<int64_t> places;
+        const int64_t row = item / pieces, end = start[row] + length[row];
+        const int64_t first_head = item % pieces * some;
+        // from the first position that the row's first token sees
+        const int64_t base = window ? std::max<int64_t>(0, start[row] + 1 - window) : 0;
+        minisgl::find(static_cast<const int32_t*>(table.data_ptr()) + row * table.stride(0),
+                      page_size, kv_heads * dim, base, end, places);
+        const float* row_keys = floats(keys) + first_head * dim;
+        const float* row_values = floats(values) + first_head * dim;
+        const float* from = floats(q) + begin[row] * q_stride + first_head * group * dim;
+        float* to = floats(out) + begin[row] * out_stride + first_head * group * dim;
         if (length[row] == 1) {
-            const int64_t seen = window ? std::max<int64_t>(0, end - window) : 0;
-            minisgl::decode(from, row_keys, row_values, head, seen, end, group, scale, scratch, to);
-        } else {
-            minisgl::prefill(from, q_stride, row_keys, row_values, head, start[row], end, window,
-                             group, scale, scratch, to, out_stride);
+            minisgl::decode(from, row_keys, row_values, places.data(), end - base, some, dim, group,
+                            scale, scratch, to);
+            continue;
+        }
+        for (int64_t head = 0; head < some; ++head) {
+            minisgl::prefill(from + head * group * dim, q_stride, row_keys + head * dim,
+                             row_values + head * dim, places.data(), base, start[row], end, window,
+                             dim, group, scale, scratch, to + head * group * dim, out_stride);
         }
     }
 }

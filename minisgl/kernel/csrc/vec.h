@@ -46,10 +46,18 @@ struct Bfloat {
 };
 
 inline Vec load(const Bfloat* from) {
-    typedef uint16_t Short __attribute__((vector_size(kLanes * 2)));
-    Short bits;
-    std::memcpy(&bits, from, sizeof(bits));
-    IntVec wide = __builtin_convertvector(bits, IntVec) << 16;
+    IntVec wide;
+#if defined(__AVX512F__)
+    __m512i bits =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    std::memcpy(&wide, &bits, sizeof(wide));
+#elif defined(__AVX2__)
+    __m256i bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    std::memcpy(&wide, &bits, sizeof(wide));
+#else
+    for (int i = 0; i < kLanes; ++i) wide[i] = from[i].bits;
+#endif
+    wide <<= 16;
     Vec out;
     std::memcpy(&out, &wide, sizeof(out));
     return out;

@@ -1,0 +1,52 @@
+"""Compiling the C++ kernels: kept for the next time, and a reason where it cannot be done."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minisgl
+from minisgl.kernel import compile
+
+BUILD = "import sys; from pathlib import Path; from minisgl.kernel.compile import load; "
+BUILD += "print(load(Path(sys.argv[1]))['panel']())"
+
+
+def test_two_processes_that_build_at_once_both_get_the_kernels(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BUILD, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in both]
+    assert said[0] == said[1] and int(said[0]) in (16, 32)
+    (built,) = tmp_path.iterdir()
+    made = built.stat().st_mtime_ns
+    compile.load(tmp_path)
+    assert built.stat().st_mtime_ns == made
+
+
+def test_without_a_compiler_torch_computes_and_one_warning_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.warns(RuntimeWarning, match="no C.. compiler .*; torch computes") as warned:
+        engine = minisgl.load()
+    assert (engine.config.kernels, engine.config.attention) == ("torch", "grouped")
+    engine.close()
+    assert len(warned) == 1
+
+
+def test_native_kernels_that_were_asked_for_and_cannot_be_had_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="native kernels were asked"):
+        minisgl.load(attention="native")
+
+
+def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(compile.NoKernels, match="compiling or loading them failed"):
+        compile.load(file / "cache")

@@ -1,0 +1,132 @@
+"""Each C++ kernel agrees with its torch twin, on random shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from minisgl.kernel.native import NativeKernels
+from minisgl.kernel.plain import PlainKernels
+
+PLAIN = PlainKernels()
+SIZES = st.integers(1, 70)
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def native() -> NativeKernels:
+    torch.set_num_threads(1)
+    return NativeKernels()
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers that ``dtype`` holds, as float32."""
+    return torch.randn(shape).to(dtype).float()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    tokens=st.integers(1, 40),
+    inputs=SIZES | st.sampled_from([128, 256]),
+    outputs=SIZES,
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+    biased=st.booleans(),
+)
+def test_a_matrix_multiplies_and_gives_its_rows(
+    native: NativeKernels,
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    biased: bool,
+) -> None:
+    torch.manual_seed(tokens)
+    weight, x = random(outputs, inputs, dtype=dtype), random(tokens, inputs)
+    bias = random(outputs) if biased else None
+    plain = PLAIN.matrix(weight.clone(), bias, half=False, rows=True)
+    packed = native.matrix(weight.clone(), bias, half=False, rows=True)
+    close(packed(x), plain(x))
+    ids = torch.randint(outputs, (tokens,))
+    assert torch.equal(packed.rows(ids), plain.rows(ids))
+
+
+def test_numbers_that_fit_16_bits_are_kept_in_16_bits(native: NativeKernels) -> None:
+    def taken(weight: Tensor) -> int:
+        return native.matrix(weight.clone(), None, half=False, rows=False).num_bytes
+
+    weight = random(64, 48)
+    assert taken(weight) == 64 * 48 * 4
+    assert taken(weight.half().float()) == taken(weight.bfloat16().float()) == 64 * 48 * 2
+    one_more = weight.half().float()
+    one_more[40, 3] += 1e-6
+    assert taken(one_more) == 64 * 48 * 4
+
+
+def test_a_packed_matrix_takes_the_memory_of_its_weight(native: NativeKernels) -> None:
+    weight = random(96, 40)
+    before = weight.clone()
+    matrix = native.matrix(weight, None, half=False, rows=True)
+    assert not torch.equal(weight, before), "it was rearranged in place"
+    assert torch.equal(matrix.rows(torch.arange(96)), before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tokens=st.integers(1, 9), size=SIZES)
+def test_norms_agree(native: NativeKernels, tokens: int, size: int) -> None:
+    torch.manual_seed(size)
+    x, residual, weight = random(tokens, size), random(tokens, size), random(size)
+    close(native.rms_norm(x, weight, 1e-5), PLAIN.rms_norm(x, weight, 1e-5))
+    mine, theirs = residual.clone(), residual.clone()
+    close(
+        native.add_rms_norm(x, mine, weight, 1e-5),
+        PLAIN.add_rms_norm(x, theirs, weight, 1e-5),
+    )
+    assert torch.equal(mine, theirs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tokens=st.integers(1, 9), size=SIZES, scale=st.sampled_from([1.0, 30.0, 300.0]))
+def test_silu_and_mul_agrees_where_it_saturates_too(
+    native: NativeKernels, tokens: int, size: int, scale: float
+) -> None:
+    torch.manual_seed(size)
+    x = random(tokens, 2 * size) * scale
+    close(native.silu_and_mul(x), PLAIN.silu_and_mul(x))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 9),
+    heads=st.integers(1, 6),
+    others=st.integers(0, 3),
+    half=st.integers(1, 40),
+    normed=st.booleans(),
+)
+def test_norm_and_rotation_of_heads_agree(
+    native: NativeKernels, tokens: int, heads: int, others: int, half: int, normed: bool
+) -> None:
+    torch.manual_seed(half)
+    x, weight = random(tokens, heads + others, 2 * half), random(heads, 2 * half)
+    angles = random(tokens, 1, half)
+    how = heads, weight if normed else None, 1e-6, angles.cos(), angles.sin()
+    expected = PLAIN.norm_and_rotate(x.clone(), *how)
+    rest = x[:, heads:].clone()
+    close(native.norm_and_rotate(x, *how), expected)
+    assert torch.equal(x[:, heads:], rest)
+
+
+def test_two_threads_compute_what_one_does(native: NativeKernels) -> None:
+    matrix = native.matrix(random(1000, 256), None, half=False, rows=False)
+    x = random(33, 256)
+    alone = matrix(x)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(matrix(x), alone)
+    finally:
+        torch.set_num_threads(1)
