@@ -222,8 +222,8 @@ BUGS += [
     Bug(
         "a row's noise depends on its place in the batch",
         SAMPLER,
-        "gumbel(key, vocab_size)",
-        "gumbel(key.sort().values, vocab_size)",
+        "return gumbel(keys, ids)",
+        "return gumbel(keys.sort().values, ids)",
         SAMPLING,
     ),
     Bug(
@@ -236,8 +236,8 @@ BUGS += [
     Bug(
         "the nucleus is taken before top_k",
         SAMPLER,
-        "inside = ordered.masked_fill(ordered < least, -torch.inf).softmax(-1)",
-        "inside = ordered.softmax(-1)",
+        "total = torch.where(top_k <= n, inside.logsumexp(-1), total)",
+        "pass",
         SAMPLING,
     ),
     Bug(

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from minisgl.attention.base import Ints
@@ -27,13 +26,13 @@ def row_keys(seeds: Ints, indexes: Ints) -> Ints:
     return state.view(np.int64)
 
 
-def gumbel(keys: Tensor, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise for each key and token id: (rows, vocab_size) float32.
+def gumbel(keys: Tensor, ids: Tensor) -> Tensor:
+    """Standard Gumbel noise for each key and token id: (rows, n) float32.
 
-    Adding it to logits and taking the largest draws from their softmax. keys: (rows,) int64.
+    Adding it to logits and taking the largest draws from their softmax. Source: Gumbel 1954,
+    "Statistical theory of extreme values". keys: (rows,) int64; ids: (n,) or (rows, n) int64.
     """
-    ids = torch.arange(1, vocab_size + 1, device=keys.device)
-    state = keys[:, None] + ids * _signed(_GAMMA)  # int64 wraps, as the hash wants it
+    state = keys[:, None] + (ids + 1) * _signed(_GAMMA)  # int64 wraps, as the hash wants it
     for shift, factor in zip(_SHIFTS, (*_MIX, None), strict=True):
         state ^= (state >> shift) & ((1 << (64 - shift)) - 1)  # >> copies the sign bit: mask it
         if factor is not None:

@@ -22,7 +22,7 @@ from minisgl.core import Draw, Row, SamplingParams
 from minisgl.executor.logprobs import of_tokens
 from minisgl.executor.noise import gumbel, row_keys
 from minisgl.executor.penalties import Penalties
-from minisgl.executor.sampler import choose, narrowed_to, scaled
+from minisgl.executor.sampler import choose, draw_few, least_kept, scaled
 from minisgl.executor.tables import Staging
 
 VOCAB = 50
@@ -103,8 +103,11 @@ def test_the_filtered_probabilities_are_those_of_transformers(
     scores = penalties(0).applied(raw, torch.tensor([0]), *weights)
     warm = scaled(scores, torch.tensor([sampling.temperature]))
     k = sampling.top_k if 0 < sampling.top_k < VOCAB else VOCAB
-    warm = narrowed_to(warm, torch.tensor([k]), torch.tensor([sampling.top_p]))
-    got = warm.masked_fill(warm < math.log(max(sampling.min_p, 1e-30)), -torch.inf).softmax(-1)[0]
+    ordered = warm.sort(-1, descending=True).values
+    limits = torch.tensor([k]), torch.tensor([sampling.top_p])
+    least = least_kept(ordered, warm.logsumexp(-1), *limits)
+    least = least.clamp(min=math.log(max(sampling.min_p, 1e-30)))
+    got = warm.masked_fill(warm < least, -torch.inf).softmax(-1)[0]
     assert torch.equal(got > 0, want > 0)
     torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
 
@@ -174,7 +177,7 @@ def test_seeds_and_indexes_draw_apart() -> None:
 
 def test_noise_is_gumbel_and_uncorrelated() -> None:
     keys = row_keys(np.arange(200), np.zeros(200, np.int64))
-    noise = gumbel(torch.from_numpy(keys), 1000).double()
+    noise = gumbel(torch.from_numpy(keys), torch.arange(1000)).double()
     assert noise.isfinite().all()
     assert abs(noise.mean() - 0.5772) < 0.01 and abs(noise.var() - math.pi**2 / 6) < 0.02
     centred = noise - noise.mean()
@@ -197,7 +200,7 @@ def test_noise_is_what_the_paper_says_of_one_number() -> None:
     uniform = ((mixed(key + (token + 1) * gamma) >> 32) + 0.5) / 2**32
     keys = torch.from_numpy(row_keys(np.array([seed]), np.array([made])))
     want = -math.log(-math.log1p(-uniform))
-    assert float(gumbel(keys, VOCAB)[0, token]) == pytest.approx(want, rel=1e-5)
+    assert float(gumbel(keys, torch.tensor([token]))) == pytest.approx(want, rel=1e-5)
 
 
 def test_extreme_logits_and_parameters_draw_a_token_that_is_allowed() -> None:
@@ -213,8 +216,25 @@ def test_extreme_logits_and_parameters_draw_a_token_that_is_allowed() -> None:
 
 
 def test_equal_logits_stay_together() -> None:
-    kept = narrowed_to(torch.tensor([[1.0, 2, 2, 0]]), torch.tensor([1]), torch.tensor([1.0]))
-    assert kept.isfinite().tolist() == [[False, True, True, False]]
+    scores = torch.tensor([1.0, 2, 2, 0])
+    sampling = SamplingParams(temperature=1.0, top_k=1)
+    assert set(drawn(scores, sampling, 50).tolist()) == {1, 2}
+
+
+def test_ordering_few_logits_or_all_gives_the_same_tokens() -> None:
+    rows, width = 3000, 300
+    scores = logits(rows, width=width) * torch.linspace(0.01, 2, rows)[:, None]
+    scores[::7, 100:] = 1.0  # many equals
+    keys = torch.from_numpy(row_keys(np.arange(rows), np.arange(rows)))
+    top_k = torch.randint(1, width + 1, (rows,), generator=torch.Generator().manual_seed(1))
+    top_k[::3] = width
+    top_p = torch.linspace(0.01, 1, rows).roll(777)
+    least = torch.full((rows, 1), -torch.inf)
+    least[::2] = -3.0
+    limits = top_k, top_p, least
+    whole = draw_few(scores, keys, *limits, width)
+    for few in (1, 2, 16, 64, 200):
+        assert torch.equal(draw_few(scores, keys, *limits, few), whole)
 
 
 def test_low_precision_logits_are_sampled_in_float32() -> None:
