@@ -67,6 +67,7 @@ def test_the_environment_turns_overlap_off() -> None:
         ({"page_size": "big"}, TypeError, "page_size must be an integer, got 'big'"),
         ({"num_pages": 1.5}, TypeError, "num_pages"),
         ({"num_pages": True}, TypeError, "num_pages"),
+        ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ({"overlap": 1}, TypeError, "overlap must be True or False, got 1"),
         ({"policy": "fifo"}, ValueError, "policy must be one of .*prefill_first.*got 'fifo'"),
         ({"policy": 7}, TypeError, "policy"),
