@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     serving.add_argument("--port", type=int, default=1919, help="port to listen at (1919)")
     serving.add_argument("--shell", action="store_true", help="chat in this terminal instead")
-    commands = top.add_subparsers(dest="command", metavar="{demo}")
+    commands = top.add_subparsers(dest="command", metavar="{demo,bench}")
     demo = commands.add_parser(
         "demo",
         parents=[common],
@@ -65,6 +65,16 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--picture", metavar="FILE", help="also draw who ran when, as .svg, .png or .pdf"
     )
+    bench = commands.add_parser(
+        "bench",
+        help="speed against peers, and what the host costs",
+        description="Sides run in turn on one thread: read the ratios. Parts: cpu and large are "
+        "against transformers (large takes 10 GiB), host is plan to book, toggles is on against "
+        "off.",
+    )
+    bench.add_argument("parts", nargs="*", metavar="PART", help="cpu, large, host, toggles (all)")
+    bench.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
+    bench.add_argument("--json", metavar="FILE", help="write the results there, too")
     return top
 
 
@@ -84,6 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command is None:
             print(_SERVING.format(model=model), file=sys.stderr)
             return 2
+        if arguments.command == "bench":
+            from minisgl.bench import report
+
+            for line in report.run(tuple(arguments.parts), arguments.quick, arguments.json):
+                print(line, flush=True)
+            return 0
         from minisgl import demo  # torch takes seconds to import; --help should not
 
         for line in demo.run(model, config, picture=arguments.picture):
