@@ -93,7 +93,7 @@ class Engine:
         self._closed = False
         self._stops = Stops(codec)
         self._breakpoints: list[Breakpoint] = []
-        self._past = Past(config, checkpoint((0, 0), scheduler, (), (), None, 0))
+        self._past = Past(config, checkpoint((0, 0), scheduler, (), (), runner, 0, None))
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -409,10 +409,9 @@ class Engine:
 
     def _present(self) -> Checkpoint:
         """This moment."""
-        flying = tuple(self._in_flight)
-        begun = self._runner if self._scheduler.step else None
-        position, events = self._past.position, self._events
-        return checkpoint(position, self._scheduler, events, flying, begun, self._next_rid)
+        past, flying = self._past, tuple(self._in_flight)
+        where = (past.position, self._scheduler, self._events, flying, self._runner)
+        return checkpoint(*where, self._next_rid, past.checkpoints.last)
 
     def _begin(self) -> None:
         """Be an engine of its own from here on: a fork keeps to its own configuration."""

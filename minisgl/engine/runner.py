@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from minisgl.core import Batch, Logprob, Outcome, Row, SamplingParams, Span
@@ -24,8 +24,8 @@ class Snapshot(Protocol):
     """What batches had made of a runner's pages and tables at one moment. Nobody writes it."""
 
     @property
-    def num_bytes(self) -> int:
-        """The memory it takes."""
+    def parts(self) -> Mapping[int, int]:
+        """The pieces of memory it needs, with their bytes. Snapshots share pieces."""
         ...
 
 
@@ -36,10 +36,17 @@ class Runner(Protocol):
         """Start computing a batch; return before it is done where the device allows."""
         ...
 
-    def snapshot(self, pages: Sequence[int]) -> Snapshot:
-        """The tables and the contents of these pages after all that was launched.
+    def snapshot_bytes(self, num_pages: int) -> int:
+        """What the contents of so many pages take."""
+        ...
 
-        It may still be being made when this returns; it is whole for whatever is launched later.
+    def snapshot(
+        self, pages: Sequence[int], fresh: Sequence[int], base: Snapshot | None
+    ) -> Snapshot:
+        """The tables and the contents of ``pages`` after all that was launched.
+
+        fresh: those of the pages that have changed since ``base``; the others are taken from there.
+        It may still be being made when this returns; what is launched later does not change it.
         """
         ...
 
@@ -116,10 +123,19 @@ class HashRunner:
         self._queue.append(_Lazy(self, batch))
         return self._queue[-1]
 
-    def snapshot(self, pages: Sequence[int]) -> Snapshot:
+    def snapshot_bytes(self, num_pages: int) -> int:
+        """Eight bytes a position, for the sake of it."""
+        return 8 * num_pages * self.page_size
+
+    def snapshot(
+        self, pages: Sequence[int], fresh: Sequence[int], base: Snapshot | None
+    ) -> Snapshot:
         """Compute what is queued, then copy."""
         self._drain()
-        kept = {page: self._kv[page].copy() for page in pages}
+        old = base.kv if isinstance(base, _Saved) else {}
+        kept = {page: old[page] for page in pages if page in old}
+        kept |= {page: self._kv[page].copy() for page in fresh}
+        assert len(kept) == len(pages), "a page is neither fresh nor in the base"
         tables = [table.copy() for table in self._table]
         return _Saved(kept, tables, self._last.copy(), self._past.copy())
 
@@ -149,8 +165,9 @@ class HashRunner:
     def run_until(self, batch: Batch) -> None:
         """Compute queued batches in launch order, up to and with this one."""
         while self._queue:
-            lazy = self._queue.popleft()
+            lazy = self._queue[0]
             lazy.outcome = self._run(lazy.batch)
+            self._queue.popleft()
             if lazy.batch is batch:
                 return
 
@@ -234,5 +251,5 @@ class _Saved:
         self.kv, self.table, self.last, self.past = kv, table, last, past
 
     @property
-    def num_bytes(self) -> int:
-        return 8 * sum(map(len, (*self.kv.values(), *self.table, self.last)))
+    def parts(self) -> Mapping[int, int]:
+        return {id(piece): 8 * len(piece) for piece in (*self.kv.values(), self.table, self.last)}

@@ -7,7 +7,7 @@ batches again. What it computes is compared with the record on the way.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from minisgl.config import EngineConfig
@@ -63,12 +63,13 @@ class Checkpoint(NamedTuple):
     pending: tuple[Event, ...]  # of adds and aborts that no record tells yet
     in_flight: tuple[InFlight, ...]
     device: Snapshot | None  # None: no batch had been launched
+    full: Mapping[int, int]  # the pages that were full then; see PagePool.full
     next_rid: int
 
     @property
-    def num_bytes(self) -> int:
-        """The device memory it keeps."""
-        return self.device.num_bytes if self.device else 0
+    def parts(self) -> Mapping[int, int]:
+        """The pieces of device memory that it keeps, with their bytes."""
+        return self.device.parts if self.device else {}
 
 
 class Moment(NamedTuple):
@@ -98,6 +99,11 @@ class Checkpoints:
         return self._kept[0]
 
     @property
+    def last(self) -> Checkpoint:
+        """The latest."""
+        return self._kept[-1]
+
+    @property
     def is_due(self) -> int:
         """The number of records at which the next checkpoint should be made."""
         return self._kept[-1].num_records + self.every
@@ -105,9 +111,14 @@ class Checkpoints:
     def add(self, checkpoint: Checkpoint) -> None:
         """Keep one more."""
         self._kept.append(checkpoint)
-        while len(self._kept) > 2 and sum(kept.num_bytes for kept in self._kept) > self._budget:
+        while len(self._kept) > 2 and self.num_bytes > self._budget:
             middle = self._kept[1:-1]
             self._kept[1:-1] = middle[1::2] if len(middle) > 1 else []
+
+    @property
+    def num_bytes(self) -> int:
+        """The device memory that they keep, shared pieces counted once."""
+        return sum({k: size for kept in self._kept for k, size in kept.parts.items()}.values())
 
     def before(self, num_records: int) -> Checkpoint:
         """The nearest at or before the moment at which so many records exist."""
@@ -208,17 +219,22 @@ def checkpoint(
     scheduler: Scheduler,
     pending: Sequence[Event],
     in_flight: Sequence[InFlight],
-    runner: Runner | None,
+    runner: Runner,
     next_rid: int,
+    last: Checkpoint | None,
 ) -> Checkpoint:
-    """The present moment.
+    """The present moment. Pages that were full at the last one and still are, are not copied again.
 
-    position: records and inputs so far. runner: None where nothing was launched yet.
+    position: records and inputs so far.
     """
-    used = [page for page, count in enumerate(scheduler.pool.counts) if count]
-    device = runner.snapshot(used) if runner else None
-    flying = tuple(in_flight)
-    return Checkpoint(*position, scheduler.copy(), tuple(pending), flying, device, next_rid)
+    full, device = scheduler.full_pages(), None
+    if scheduler.step:
+        base = last.full if last and last.device else {}
+        used = scheduler.pool.used
+        fresh = [page for page in used if page not in base or base[page] != full.get(page)]
+        device = runner.snapshot(used, fresh, last.device if last else None)
+    flying, twin = tuple(in_flight), scheduler.copy()
+    return Checkpoint(*position, twin, tuple(pending), flying, device, full, next_rid)
 
 
 def go(runner: Runner, start: Checkpoint, history: History, num_records: int) -> Moment:

@@ -24,6 +24,7 @@ from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 
 T = TypeVar("T")
+Contents = list[tuple[Tensor, Tensor]]  # keys and values of some pages on each layer
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
 
@@ -77,20 +78,37 @@ class Forward:
         return Outcome(batch.step, out, (span,), None, logprobs, prompts)
 
     @torch.inference_mode()
-    def save(self, pages: Sequence[int]) -> Saved:
-        """Copies of the tables and of these pages."""
-        which = torch.tensor(pages, dtype=torch.int64, device=self._model.device)
-        return Saved(which, self._pool.read(which), self._tables.twin())
+    def read(self, pages: Sequence[int]) -> Contents:
+        """Copies of these pages."""
+        return self._pool.read(self._indices(pages))
 
     @torch.inference_mode()
-    def load(self, saved: Saved) -> None:
-        """Write back what ``save`` returned, here or in the forward pass this was forked from."""
-        self._pool.put(saved.pages, saved.contents)
-        self._tables.copy_(saved.tables)
+    def put(self, pages: Sequence[int], contents: Contents, rows: Sequence[int]) -> None:
+        """Write to these pages what ``read`` returned in ``rows``, here or in another."""
+        self._pool.put(self._indices(pages), contents, self._indices(rows))
 
-    def saved_bytes(self, num_pages: int) -> int:
-        """What saving so many pages takes."""
-        return num_pages * self._pool.page_bytes + self._tables.num_bytes
+    @torch.inference_mode()
+    def copy_tables(self) -> Tables:
+        """An independent copy of the tables."""
+        return self._tables.twin()
+
+    @torch.inference_mode()
+    def set_tables(self, tables: Tables) -> None:
+        """Take over what ``copy_tables`` returned, here or in another."""
+        self._tables.copy_(tables)
+
+    @property
+    def page_bytes(self) -> int:
+        """What a page takes."""
+        return self._pool.page_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """What the tables take."""
+        return self._tables.num_bytes
+
+    def _indices(self, numbers: Sequence[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64, device=self._model.device)
 
     def fork(self) -> Forward:
         """The same model with pages and tables of its own, all blank.
@@ -100,7 +118,7 @@ class Forward:
         try:
             return Forward(*self._made_of)
         except (MemoryError, RuntimeError) as error:  # torch says RuntimeError, CUDA a kind of it
-            need = self.saved_bytes(self._pool.num_pages)
+            need = self._pool.num_pages * self.page_bytes
             raise MemoryError(
                 f"a fork needs {need} bytes for KV pages of its own, and they are not to be had "
                 f"({str(error).splitlines()[0]}); close other engines, or load with fewer num_pages"
@@ -172,14 +190,6 @@ class Forward:
         return _ranges(slots * width + first, counts), np.fromiter(
             chain.from_iterable(new), np.int64
         )
-
-
-class Saved(NamedTuple):
-    """What a forward pass had written at one moment."""
-
-    pages: Tensor  # (n,) int64
-    contents: list[tuple[Tensor, Tensor]]  # keys and values of those pages on each layer
-    tables: Tables
 
 
 class _Inputs(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,9 @@ class KVPool:
         device: torch.device,
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
-        # Zeros, for a masked position has weight 0 and 0 * NaN is NaN. On a CPU they cost nothing
-        # before they are touched.
         shape = (num_pages, page_size, kv_heads, head_dim)
         self.keys, self.values = (
-            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
-            for _ in range(2)
+            [_zeros(shape, dtype, device) for _ in range(num_layers)] for _ in range(2)
         )
         self._flat = [
             (keys.flatten(0, 1), values.flatten(0, 1))
@@ -54,9 +52,21 @@ class KVPool:
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
 
-    def put(self, pages: Tensor, contents: list[tuple[Tensor, Tensor]]) -> None:
-        """Write back what ``read`` returned for these pages."""
+    def put(self, pages: Tensor, contents: list[tuple[Tensor, Tensor]], rows: Tensor) -> None:
+        """Write to these pages what ``read`` returned in ``rows``; both (n,) int64."""
         for keys, values, (old_keys, old_values) in zip(
             self.keys, self.values, contents, strict=True
         ):
-            keys[pages], values[pages] = old_keys, old_values
+            keys[pages], values[pages] = old_keys[rows], old_values[rows]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, for a masked position has weight 0, and 0 * NaN is NaN.
+
+    On a CPU they take no memory before they are written: numpy asks the system for zeroed memory,
+    torch would write the zeros itself.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    kind = np.float32 if dtype == torch.float32 else np.int16
+    return torch.from_numpy(np.zeros(shape, kind)).view(dtype)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from minisgl.config import EngineConfig
 from minisgl.core import Batch
 from minisgl.distributed.group import ALONE, Group
 from minisgl.engine.runner import Launch, Snapshot
-from minisgl.executor.forward import Forward, Saved
+from minisgl.executor.forward import Contents, Forward
+from minisgl.executor.tables import Tables
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 from minisgl.models.weights import Weights
@@ -39,16 +41,35 @@ class TorchRunner:
         """
         return self._worker.submit(self._open().run, batch)
 
-    def snapshot(self, pages: Sequence[int]) -> Snapshot:
+    def snapshot_bytes(self, num_pages: int) -> int:
+        """See ``Runner``."""
+        return num_pages * self._open().page_bytes
+
+    def snapshot(
+        self, pages: Sequence[int], fresh: Sequence[int], base: Snapshot | None
+    ) -> Snapshot:
         """See ``Runner``. It is made by the worker, after what was launched before."""
         forward = self._open()
-        saved = self._worker.submit(forward.save, pages)
-        return _Snapshot(saved, forward.saved_bytes(len(pages)))
+        assert base is None or isinstance(base, _Snapshot), "a snapshot of another kind of runner"
+        chunk = _Chunk(self._worker.submit(forward.read, fresh), len(fresh) * forward.page_bytes)
+        where = {page: (chunk, row) for row, page in enumerate(fresh)}
+        for page in pages:
+            if page not in where:
+                assert base is not None, f"page {page} is neither fresh nor in a base"
+                where[page] = base.where[page]
+        tables = self._worker.submit(forward.copy_tables)
+        return _Snapshot(where, tables, forward.table_bytes)
 
     def restore(self, snapshot: Snapshot) -> None:
         """See ``Runner``. Waits until it is done."""
         assert isinstance(snapshot, _Snapshot), "a snapshot of another kind of runner"
-        self._worker.submit(self._open().load, snapshot.saved.result()).result()
+        forward, done = self._open(), list[Future[None]]()
+        for chunk, places in snapshot.by_chunk():
+            pages, rows = zip(*places, strict=True)
+            done.append(self._worker.submit(forward.put, pages, chunk.contents.result(), rows))
+        done.append(self._worker.submit(forward.set_tables, snapshot.tables.result()))
+        for future in done:
+            future.result()
 
     def fork(self) -> TorchRunner:
         """See ``Runner``."""
@@ -65,9 +86,31 @@ class TorchRunner:
         return self._forward
 
 
-class _Snapshot(NamedTuple):
-    saved: Future[Saved]
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Pages that were copied together."""
+
+    contents: Future[Contents]
     num_bytes: int
+
+
+class _Snapshot(NamedTuple):
+    where: Mapping[int, tuple[_Chunk, int]]  # page -> where its contents are
+    tables: Future[Tables]
+    table_bytes: int
+
+    @property
+    def parts(self) -> Mapping[int, int]:
+        """See ``Snapshot``."""
+        chunks = {id(chunk): chunk.num_bytes for chunk, _ in self.where.values()}
+        return {**chunks, id(self.tables): self.table_bytes}
+
+    def by_chunk(self) -> Iterator[tuple[_Chunk, list[tuple[int, int]]]]:
+        """Each chunk with the (page, row) pairs that are in it."""
+        places: dict[_Chunk, list[tuple[int, int]]] = {}
+        for page, (chunk, row) in self.where.items():
+            places.setdefault(chunk, []).append((page, row))
+        return iter(places.items())
 
 
 def load_runner(

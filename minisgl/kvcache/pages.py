@@ -19,6 +19,7 @@ class PagePool:
         self._cache = cache
         self._counts = [0] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))
+        self._taken = [0] * num_pages  # how often each page was handed out
         self._cached = bytearray(num_pages)  # 1: the prefix cache knows the page
         self._num_cached = 0
         self._num_evictable = 0
@@ -47,6 +48,19 @@ class PagePool:
     def counts(self) -> tuple[int, ...]:
         """Holders of every page."""
         return tuple(self._counts)
+
+    @property
+    def used(self) -> list[int]:
+        """Pages that anybody counts."""
+        return [page for page, count in enumerate(self._counts) if count]
+
+    def full(self, held: Iterable[int]) -> dict[int, int]:
+        """The cached pages and these others, all full, each with how often it was handed out.
+
+        A full page keeps its contents until it is handed out again.
+        """
+        pages = {page for page, cached in enumerate(self._cached) if cached}.union(held)
+        return {page: self._taken[page] for page in pages}
 
     def is_cached(self, page: int) -> bool:
         """Whether the prefix cache counts this page."""
@@ -112,6 +126,7 @@ class PagePool:
         pages = [free.pop() for _ in range(n)]
         for page in pages:
             self._counts[page] = 1
+            self._taken[page] += 1
         return pages, tuple(gone)
 
     def copy(self) -> PagePool:
@@ -119,6 +134,7 @@ class PagePool:
         twin = PagePool(0, self.page_size, self._cache.copy())
         twin.num_pages, twin._counts = self.num_pages, self._counts.copy()
         twin._free, twin._cached = self._free.copy(), self._cached.copy()
+        twin._taken = self._taken.copy()
         twin._num_cached, twin._num_evictable = self._num_cached, self._num_evictable
         return twin
 

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import replace
+from itertools import chain
 
 from minisgl.config import Limits
 from minisgl.core import (
@@ -126,6 +127,12 @@ class Scheduler:
     def may_chunk(self, request: Request) -> bool:
         """Whether its prompt may be split; what is computed again may exceed a step, so always."""
         return self.limits.chunked_prefill or request.preemptions > 0
+
+    def full_pages(self) -> dict[int, int]:
+        """Pages whose every position is computed or in flight; see ``PagePool.full``."""
+        size = self.limits.page_size
+        held = (r.pages[: r.scheduled // size] for r in self.running.values())
+        return self.pool.full(chain.from_iterable(held))
 
     def plan(self, policy: Policy | None = None) -> Plan:
         """What this policy would do now. Changes nothing, so ask as often as you like.
