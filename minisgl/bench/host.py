@@ -5,7 +5,6 @@ A step's time less the wait: planning, committing, launching, booking and record
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ class _Instant(HashRunner):
         tokens = tuple(7 if row.emits else None for row in batch.rows)
         return _Answered(Outcome(batch.step, tokens))
 
-    def snapshot(self, pages: Sequence[int]) -> Any:
+    def snapshot(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing: there is no memory."""
         return _Nothing()
 
