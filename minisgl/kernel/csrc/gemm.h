@@ -109,10 +109,18 @@ void gemm(const float* x, int64_t rows, int64_t inputs, const Weight* packed, co
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
         for (int64_t p = 0; p < panels; ++p) {
             const int columns = std::min<int64_t>(kPanel, outputs - p * kPanel);
+            const Weight* panel = packed + p * inputs * kPanel;
+            const int64_t size = inputs * kPanel * sizeof(Weight);
             for (int64_t b = 0; b < blocks; ++b) {  // of nearly equal size
                 const int64_t begin = count * b / blocks, end = count * (b + 1) / blocks;
-                tile(end - begin, from + begin * from_stride, from_stride,
-                     packed + p * inputs * kPanel, inputs, bias ? bias + p * kPanel : nullptr,
+                if (blocks > 3 && p + 1 < panels) {  // the next panel comes while this one is used
+                    const char* next = reinterpret_cast<const char*>(panel) + size;
+                    for (int64_t i = size * b / blocks; i < size * (b + 1) / blocks; i += 64) {
+                        __builtin_prefetch(next + i, 0, 2);
+                    }
+                }
+                tile(end - begin, from + begin * from_stride, from_stride, panel, inputs,
+                     bias ? bias + p * kPanel : nullptr,
                      out + (first + begin) * outputs + p * kPanel, outputs, columns);
             }
         }
