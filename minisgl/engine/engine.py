@@ -6,6 +6,7 @@ the runner's.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -33,10 +34,19 @@ from minisgl.core import (
 )
 from minisgl.engine.breakpoint import Breakpoint, Condition
 from minisgl.engine.codec import Codec
+from minisgl.engine.interrupts import Held
 from minisgl.engine.prompt import Prompt, needed, token_ids
-from minisgl.engine.runner import Launch, Runner
+from minisgl.engine.runner import Runner
 from minisgl.engine.stops import Stops
-from minisgl.engine.travel import Checkpoint, InFlight, Moment, Past, checkpoint, go
+from minisgl.engine.travel import (
+    Checkpoint,
+    InFlight,
+    Moment,
+    Past,
+    checkpoint,
+    go,
+    start_batch,
+)
 from minisgl.kvcache.view import CacheView
 from minisgl.sampling import request_seed
 from minisgl.scheduler.policy import find_policy
@@ -49,16 +59,6 @@ Observer = Callable[[StepRecord], None]
 
 # What a fork may change: its pages and tables fit all of these.
 FORKABLE: Final = ("policy", "admission", "overlap", "max_step_tokens", "chunked_prefill")
-
-
-class _Failed:
-    """The launch of a batch that the runner refused."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def result(self) -> Outcome:
-        raise self._error
 
 
 class Engine:
@@ -80,7 +80,6 @@ class Engine:
     ) -> None:
         self.config = config
         self.model = model  # as it was asked for
-        self.depth = 2 if config.overlap else 1
         self.observers: list[Observer] = []
         self._scheduler = scheduler
         self._runner = runner
@@ -91,9 +90,21 @@ class Engine:
         self._events: list[Event] = []  # of adds and aborts since the last record
         self._next_rid = 0
         self._closed = False
+        self._telling = False  # observers are being told
+        self._held = Held()
+        self._depth = 2 if config.overlap else 1
         self._stops = Stops(codec)
         self._breakpoints: list[Breakpoint] = []
-        self._past = Past(config, checkpoint((0, 0), scheduler, (), (), runner, 0, None))
+        self._past = Past(config, checkpoint((0, 0), scheduler, (), (), runner, 0, None, None))
+
+    @property
+    def depth(self) -> int:
+        """How many steps may be in flight: 2 with overlap, else 1; any number may be set."""
+        return self._depth
+
+    @depth.setter
+    def depth(self, depth: int) -> None:
+        self._depth = as_int("depth", depth, 1)
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -113,22 +124,24 @@ class Engine:
             params = replace(params, seed=request_seed(self.config.seed, self._next_rid))
         ids = token_ids(prompt, self._codec, self._vocab_size)
         item = Add(self._next_rid, ids, params)
-        request, events = self._scheduler.add(item)
-        request.decode = self._codec.decode if self._codec else None
-        self._stops.watch(request)
-        self._past.add_input(item)
-        self._next_rid += 1
-        self._requests[item.rid] = request
-        self._events += events
+        with self._held:
+            request, events = self._scheduler.add(item)
+            request.decode = self._codec.decode if self._codec else None
+            self._stops.watch(request)
+            self._past.add_input(item)
+            self._next_rid += 1
+            self._requests[item.rid] = request
+            self._events += events
         return request
 
     def abort(self, rid: int) -> None:
         """End a request early. One that is unknown or finished: nothing happens."""
         self._check_open()
-        item = Abort(as_int("rid", rid, 0))
-        self._past.add_input(item)
-        self._events += self._scheduler.abort(item)
-        self._stops.forget(item.rid)
+        item = Abort(as_int("rid", rid, -sys.maxsize))
+        with self._held:
+            self._past.add_input(item)
+            self._events += self._scheduler.abort(item)
+            self._stops.forget(item.rid)
 
     # ---- stepping --------------------------------------------------------------------------------
 
@@ -143,6 +156,7 @@ class Engine:
         then nothing has changed.
         """
         self._check_open()
+        self._check_not_telling()
         start = perf_counter()
         if plan is None:
             plan = self.plan()
@@ -156,8 +170,9 @@ class Engine:
 
         A step that failed on the device finishes its requests with "error" and is recorded like
         any other; requests that wait go on. Interrupted while it waits, nothing is lost.
-        Raises RuntimeError if no step is in flight.
+        Raises RuntimeError if no step is in flight, or if an observer asks.
         """
+        self._check_not_telling()
         if not self._in_flight:
             raise RuntimeError("no step is in flight; launch one first")
         plan, batch, events, spans, launch = self._in_flight[0]
@@ -169,12 +184,16 @@ class Engine:
             warnings.warn(f"step {batch.step} failed: {reason}", RuntimeWarning, stacklevel=2)
             outcome = Outcome(batch.step, (None,) * len(batch.rows), error=reason)
         waited = perf_counter()
-        outcome = self._stops.found(batch, outcome, self._requests, self._scheduler.reason)
-        self._in_flight.popleft()
-        self._past.add_input(outcome)
-        done = self._scheduler.apply(outcome)
-        host = Span("host", "wait", start, waited), Span("host", "apply", waited, perf_counter())
-        return self._emit(plan, batch, outcome, events + done, (*spans, *host, *outcome.spans))
+        with self._held:
+            outcome = self._stops.found(batch, outcome, self._requests, self._scheduler.reason)
+            self._in_flight.popleft()
+            self._past.add_input(outcome)
+            done = self._scheduler.apply(outcome)
+            booked = perf_counter()
+            spans = (*spans, Span("host", "wait", start, waited))
+            spans = (*spans, Span("host", "apply", waited, booked), *outcome.spans)
+            record = self._emit(plan, batch, outcome, events + done, spans)
+        return self._tell(record)
 
     def step(self) -> StepRecord | None:
         """Keep ``depth`` steps in flight and collect the oldest. None when there is nothing to do.
@@ -183,6 +202,7 @@ class Engine:
         Raises RuntimeError if requests wait and the policy runs none of them.
         """
         self._check_open()
+        self._check_not_telling()
         plan = None
         while len(self._in_flight) < self.depth and (plan is None or plan):
             start = perf_counter()
@@ -247,6 +267,7 @@ class Engine:
         them. Raises ValueError if there is no such moment, RuntimeError without a record.
         """
         self._check_open()
+        self._check_not_telling()
         self._drain()
         num_records = self._past.moment(to, until)
         try:
@@ -264,6 +285,7 @@ class Engine:
         Raises ValueError for a change of any other, MemoryError if its pages do not fit.
         """
         self._check_open()
+        self._check_not_telling()
         if wrong := sorted(set(changes) - set(FORKABLE)):
             raise ValueError(
                 f"a fork cannot change {', '.join(wrong)}, which its pages are made for; it can "
@@ -274,18 +296,21 @@ class Engine:
         self._drain()
         past = self._past
         num_records = len(past.history) if at is None else past.moment(at, None)
-        runner = self._runner.fork()
-        if at is None:  # nothing need be computed again, and nothing need have been recorded
-            moment = go(runner, self._present(), past.history, num_records)
-        else:
-            moment = past.go(runner, num_records)
+        # of the present nothing need be computed again, and nothing need have been recorded
+        start = self._present(whole=True) if at is None else past.checkpoints.before(num_records)
         vocab_size, codec, model = self._vocab_size, self._codec, self.model
-        twin = Engine(
-            moment.scheduler, runner, config, vocab_size=vocab_size, codec=codec, model=model
-        )
-        twin._requests = dict(self._requests)
-        twin._become(moment, past.until(num_records))
-        twin._begin()
+        runner = self._runner.fork()
+        try:
+            moment = go(runner, start, past.history, num_records)
+            twin = Engine(
+                moment.scheduler, runner, config, vocab_size=vocab_size, codec=codec, model=model
+            )
+            twin._requests = dict(self._requests)
+            twin._become(moment, past.until(num_records))
+            twin._begin()
+        except BaseException:
+            runner.close()
+            raise
         return twin
 
     # ---- looking ---------------------------------------------------------------------------------
@@ -358,30 +383,31 @@ class Engine:
     # ---- inside ----------------------------------------------------------------------------------
 
     def _launch(self, plan: Plan, start: float) -> Batch:
-        planned = perf_counter()
-        batch, events = self._scheduler.commit(plan)
-        self._past.add_input(plan)
-        committed = perf_counter()
-        try:
-            launch: Launch = self._runner.launch(batch)
-        except Exception as error:
-            launch = _Failed(error)
-        spans = (
-            Span("host", "plan", start, planned),
-            Span("host", "commit", planned, committed),
-            Span("host", "launch", committed, perf_counter()),
-        )
-        self._in_flight.append(InFlight(plan, batch, events, spans, launch))
+        with self._held:
+            planned = perf_counter()
+            batch, events = self._scheduler.commit(plan)
+            self._past.add_input(plan)
+            committed = perf_counter()
+            launch = start_batch(self._runner, batch)
+            spans = (
+                Span("host", "plan", start, planned),
+                Span("host", "commit", planned, committed),
+                Span("host", "launch", committed, perf_counter()),
+            )
+            self._in_flight.append(InFlight(plan, batch, events, spans, launch))
         return batch
 
     def _flush(self) -> StepRecord:
         """Record what happened while nothing could run: a step without rows, by the same doors."""
         plan = Plan()
-        batch, events = self._scheduler.commit(plan)
-        self._past.add_input(plan)
-        outcome = Outcome(batch.step, ())
-        self._past.add_input(outcome)
-        return self._emit(plan, batch, outcome, events + self._scheduler.apply(outcome), ())
+        with self._held:
+            batch, events = self._scheduler.commit(plan)
+            self._past.add_input(plan)
+            outcome = Outcome(batch.step, ())
+            self._past.add_input(outcome)
+            events += self._scheduler.apply(outcome)
+            record = self._emit(plan, batch, outcome, events, ())
+        return self._tell(record)
 
     def _emit(
         self,
@@ -398,27 +424,35 @@ class Engine:
             self._requests.pop(rid, None)
         if self.config.check:
             self.check()
-        for observer in tuple(self.observers):
-            try:
-                observer(record)
-            except Exception as error:  # a view may fail; the engine goes on
-                self.observers.remove(observer)
-                message = f"observer {observer!r} failed and was removed: {error!r}"
-                warnings.warn(message, RuntimeWarning, stacklevel=3)
         return record
 
-    def _present(self) -> Checkpoint:
-        """This moment."""
+    def _tell(self, record: StepRecord) -> StepRecord:
+        """Let the observers see a record. A view may fail; the engine goes on without it."""
+        self._telling = True
+        try:
+            for observer in tuple(self.observers):
+                try:
+                    observer(record)
+                except Exception as error:
+                    self.observers.remove(observer)
+                    message = f"observer {observer!r} failed and was removed: {error!r}"
+                    warnings.warn(message, RuntimeWarning, stacklevel=3)
+        finally:
+            self._telling = False
+        return record
+
+    def _present(self, whole: bool = False) -> Checkpoint:
+        """This moment; the contents of the pages only within budget, unless the whole is asked."""
         past, flying = self._past, tuple(self._in_flight)
         where = (past.position, self._scheduler, self._events, flying, self._runner)
-        return checkpoint(*where, self._next_rid, past.checkpoints.last)
+        budget = None if whole else past.checkpoints.budget // 2
+        return checkpoint(*where, self._next_rid, past.checkpoints.last, budget)
 
     def _begin(self) -> None:
         """Be an engine of its own from here on: a fork keeps to its own configuration."""
         limits = self.config.limits
         change = Change(limits.max_step_tokens, limits.chunked_prefill, limits.optimistic)
-        self._scheduler.change(change)
-        self._scheduler.policy = find_policy(self.config.policy)
+        self._scheduler.change(change, find_policy(self.config.policy))
         self._past.add_input(change)
         self._past.begin_with(self._present())
 
@@ -442,6 +476,10 @@ class Engine:
     def _drain(self) -> None:
         while self._in_flight:
             self.collect()
+
+    def _check_not_telling(self) -> None:
+        if self._telling:
+            raise RuntimeError("an observer may look, add and abort; it cannot step the engine")
 
     def _check_open(self) -> None:
         if self._closed:

@@ -165,8 +165,12 @@ class HashRunner:
     def run_until(self, batch: Batch) -> None:
         """Compute queued batches in launch order, up to and with this one."""
         while self._queue:
-            lazy = self._queue[0]
-            lazy.outcome = self._run(lazy.batch)
+            lazy = self._queue[0]  # an interrupted computation begins again
+            try:
+                lazy.outcome = self._run(lazy.batch)
+            except Exception:
+                self._queue.popleft()
+                raise
             self._queue.popleft()
             if lazy.batch is batch:
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Final, NamedTuple
 
 from minisgl.config import EngineConfig
@@ -17,6 +18,7 @@ from minisgl.core import (
     Batch,
     Change,
     Event,
+    Finished,
     Input,
     Outcome,
     Plan,
@@ -30,6 +32,7 @@ from minisgl.engine.runner import Launch, Runner, Snapshot
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace.history import History
 
+_THINGS_PER_STEP: Final = 8  # requests and pages that a step may cost in copies
 EVERY: Final = 64  # steps between checkpoints: the most that a rewind computes again
 
 
@@ -54,6 +57,14 @@ class Known:
         return self._outcome
 
 
+class _Failed:
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def result(self) -> Outcome:
+        raise self._error
+
+
 class Checkpoint(NamedTuple):
     """All that is needed to go on from one moment. Nobody changes it: the scheduler is copied."""
 
@@ -62,9 +73,14 @@ class Checkpoint(NamedTuple):
     scheduler: Scheduler
     pending: tuple[Event, ...]  # of adds and aborts that no record tells yet
     in_flight: tuple[InFlight, ...]
-    device: Snapshot | None  # None: no batch had been launched
+    device: Snapshot | None  # None: no batch had been launched, or there was no room for one
     full: Mapping[int, int]  # the pages that were full then; see PagePool.full
     next_rid: int
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether a device can be brought here."""
+        return self.device is not None or not self.num_records
 
     @property
     def parts(self) -> Mapping[int, int]:
@@ -86,12 +102,13 @@ class Checkpoints:
     """Checkpoints in order of time, within a budget of bytes for what they keep of the device.
 
     The first is the beginning of the history. Over budget, every second one between the first and
-    the last goes, so they grow sparser towards the past.
+    the last goes, so they grow sparser towards the past. A snapshot takes half the budget at most;
+    a moment with more than that in use gets none and cannot be gone back to from there.
     """
 
     def __init__(self, first: Checkpoint, budget: int) -> None:
         self.every = EVERY
-        self._kept, self._budget = [first], budget
+        self._kept, self.budget = [first], budget
 
     @property
     def first(self) -> Checkpoint:
@@ -104,14 +121,23 @@ class Checkpoints:
         return self._kept[-1]
 
     @property
-    def is_due(self) -> int:
-        """The number of records at which the next checkpoint should be made."""
-        return self._kept[-1].num_records + self.every
+    def reachable(self) -> Checkpoint | None:
+        """The earliest moment that a device can be brought to."""
+        return next((c for c in self._kept if c.is_reachable), None)
+
+    def is_due(self, num_records: int, num_things: int) -> bool:
+        """Whether the next checkpoint should be made.
+
+        num_things: requests and pages that a copy of the host state copies; the more there are, the
+        more steps share the cost of one.
+        """
+        every = max(self.every, num_things // _THINGS_PER_STEP)
+        return num_records - self._kept[-1].num_records >= every
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Keep one more."""
         self._kept.append(checkpoint)
-        while len(self._kept) > 2 and self.num_bytes > self._budget:
+        while len(self._kept) > 2 and self.num_bytes > self.budget:
             middle = self._kept[1:-1]
             self._kept[1:-1] = middle[1::2] if len(middle) > 1 else []
 
@@ -121,19 +147,20 @@ class Checkpoints:
         return sum({k: size for kept in self._kept for k, size in kept.parts.items()}.values())
 
     def before(self, num_records: int) -> Checkpoint:
-        """The nearest at or before the moment at which so many records exist."""
-        return next(c for c in reversed(self._kept) if c.num_records <= num_records)
+        """The nearest at or before the moment at which so many records exist, to go on from."""
+        kept = (c for c in reversed(self._kept) if c.is_reachable)
+        return next(c for c in kept if c.num_records <= num_records)
 
     def until(self, num_records: int) -> Checkpoints:
         """Those that a history cut at this moment has."""
-        twin = Checkpoints(self._kept[0], self._budget)
+        twin = Checkpoints(self._kept[0], self.budget)
         twin.every = self.every
         twin._kept = [c for c in self._kept if c.num_records <= num_records]
         return twin
 
     def forget(self, num_records: int) -> Checkpoint:
         """Begin with the last one at or before this moment; returns it."""
-        first = self.before(num_records)
+        first = next(c for c in reversed(self._kept) if c.num_records <= num_records)
         self._kept = self._kept[self._kept.index(first) :]
         return first
 
@@ -166,10 +193,10 @@ class Past:
         Returns the requests that are forgotten.
         """
         if not self._config.record:
-            return []
-        history, limit = self.history, self._config.history
+            return [event.rid for event in record.events if isinstance(event, Finished)]
+        history, limit, gauges = self.history, self._config.history, record.gauges
         history.add_record(record)
-        if len(history) < self.checkpoints.is_due:
+        if not self.checkpoints.is_due(len(history), 8 * gauges.waiting + gauges.cached_pages):
             return []
         self.checkpoints.add(present())
         if limit is None or len(history) - history.first <= limit + EVERY:
@@ -186,7 +213,13 @@ class Past:
             raise RuntimeError("nothing was recorded; load with record=True to go back")
         if (to is None) == (until is None):
             raise TypeError("give either to= or until=")
-        first, now = self.checkpoints.first.num_records, len(self.history)
+        reachable, now = self.checkpoints.reachable, len(self.history)
+        if reachable is None:
+            raise ValueError(
+                f"no snapshot of the KV pages is kept: one takes more than half of the "
+                f"{self._config.snapshots} MiB they may have; load with a larger snapshots"
+            )
+        first = reachable.num_records
         if until is not None:
             holds = as_condition(until)
             for k in range(now - 2, first - 1, -1):
@@ -195,7 +228,7 @@ class Past:
             raise ValueError(f"{until!r} holds for no record from {first} to {now - 2}")
         k = as_int("to", to, 0)
         if not first <= k <= now:
-            raise ValueError(f"there is no moment {k}: records {first} to {now - 1} are kept")
+            raise ValueError(f"there is no moment {k}: one can go back to {first} to {now}")
         return k
 
     def go(self, runner: Runner, num_records: int) -> Moment:
@@ -222,15 +255,17 @@ def checkpoint(
     runner: Runner,
     next_rid: int,
     last: Checkpoint | None,
+    budget: int | None,
 ) -> Checkpoint:
     """The present moment. Pages that were full at the last one and still are, are not copied again.
 
-    position: records and inputs so far.
+    position: records and inputs so far. budget: bytes that the contents of the pages in use may
+    take, else they are left out; None: any number.
     """
     full, device = scheduler.full_pages(), None
-    if scheduler.step:
+    used = scheduler.pool.used
+    if scheduler.step and (budget is None or runner.snapshot_bytes(len(used)) <= budget):
         base = last.full if last and last.device else {}
-        used = scheduler.pool.used
         fresh = [page for page in used if page not in base or base[page] != full.get(page)]
         device = runner.snapshot(used, fresh, last.device if last else None)
     flying, twin = tuple(in_flight), scheduler.copy()
@@ -249,10 +284,7 @@ def go(runner: Runner, start: Checkpoint, history: History, num_records: int) ->
     if start.device is not None:
         runner.restore(start.device)
     # their effect is in the snapshot, and their outcome has been recorded since
-    in_flight = deque(
-        flight._replace(launch=Known(history.record(flight.batch.step).outcome))
-        for flight in start.in_flight
-    )
+    in_flight = deque(map(_known, start.in_flight, repeat(history)))
     for item in history.inputs(start.num_inputs, history.end(num_records)):
         match item:
             case Add():
@@ -265,15 +297,33 @@ def go(runner: Runner, start: Checkpoint, history: History, num_records: int) ->
                 batch, events = scheduler.commit(item)
                 spans = _of_the_launch(history, batch)
                 empty = Known(Outcome(batch.step, ()))
-                launch = runner.launch(batch) if batch.rows else empty
+                launch = start_batch(runner, batch) if batch.rows else empty
                 in_flight.append(InFlight(item, batch, events, spans, launch))
             case Change():
                 scheduler.change(item)
             case Outcome():
                 _compare(in_flight.popleft(), item)
+                if item.error is not None:  # what was on its way then built on what failed
+                    in_flight = deque(map(_known, in_flight, repeat(history)))
                 scheduler.apply(item)
                 pending.clear()
     return Moment(scheduler, requests, pending, in_flight, next_rid)
+
+
+def start_batch(runner: Runner, batch: Batch) -> Launch:
+    """Launch a batch; a runner that refuses makes a launch that fails when it is waited for."""
+    try:
+        return runner.launch(batch)
+    except Exception as error:
+        return _Failed(error)
+
+
+def _known(flight: InFlight, history: History) -> InFlight:
+    """The step with its recorded outcome, if there is one by now."""
+    step = flight.batch.step
+    if step >= len(history):
+        return flight
+    return flight._replace(launch=Known(history.record(step).outcome))
 
 
 def _of_the_launch(history: History, batch: Batch) -> tuple[Span, ...]:

@@ -437,19 +437,22 @@ class Scheduler:
         twin.running = {rid: _twin(r) for rid, r in self.running.items()}
         return twin
 
-    def change(self, item: Change) -> None:
-        """Keep to other limits from here on: the door that a fork begins with.
+    def change(self, item: Change, policy: Policy | None = None) -> None:
+        """Keep to other limits, and to another policy, from here on: how a fork begins.
 
-        Raises ValueError if a waiting request could never run under them; then nothing has changed.
+        Raises ValueError if a request could never run under them; then nothing has changed.
         """
         if not item.chunked_prefill:
             for request in (*self.waiting.values(), *self.running.values()):
-                if len(request.tokens) > item.max_step_tokens and not request.preemptions:
+                end = request.prefill_end or len(request.tokens)
+                left = end - request.scheduled
+                if left > item.max_step_tokens and not request.preemptions:
                     raise ValueError(
-                        f"request {request.rid} has {len(request.tokens)} tokens to compute and a "
+                        f"request {request.rid} has {left} prompt tokens left to compute and a "
                         f"step would compute {item.max_step_tokens}; raise max_step_tokens too"
                     )
         self.limits = self.limits._replace(**item._asdict())
+        self.policy = policy or self.policy
 
     # ---- what must always hold -------------------------------------------------------------------
 

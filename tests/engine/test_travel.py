@@ -136,7 +136,7 @@ def test_rewind_until_goes_to_just_after_the_last_record_that_fits() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"to": 99}, ValueError, "no moment 99: records 0 to"),
+        ({"to": 99}, ValueError, "no moment 99: one can go back to 0 to 3"),
         ({"to": -1}, ValueError, "at least 0"),
         ({"to": "3"}, TypeError, "to must be an integer"),
         ({}, TypeError, "either to= or until="),
@@ -164,8 +164,10 @@ def test_without_a_record_one_cannot_go_back_but_can_fork_now() -> None:
     with pytest.raises(RuntimeError, match="record=True"):
         engine.rewind(to=0)
     twin = engine.fork()
+    again = twin.requests[request.rid]
     twin.run()
-    assert twin.requests[request.rid].output == expected([1, 2], GREEDY, 40)
+    assert again.output == expected([1, 2], GREEDY, 40)
+    assert not twin.requests, "what is over is forgotten where nothing is kept"
 
 
 def test_a_fork_changes_only_what_its_pages_allow() -> None:
@@ -173,7 +175,9 @@ def test_a_fork_changes_only_what_its_pages_allow() -> None:
     with pytest.raises(ValueError, match="a fork cannot change page_size.*can change policy"):
         engine.fork(page_size=4)
     engine.add([1] * 30, GREEDY)
-    with pytest.raises(ValueError, match="request 0 has 30 tokens .* a step would compute 8"):
+    with pytest.raises(
+        ValueError, match="request 0 has 30 prompt tokens .* a step would compute 8"
+    ):
         engine.fork(chunked_prefill=False, max_step_tokens=8)
 
 
@@ -256,7 +260,7 @@ def steady(steps: int) -> None:
 
 def test_snapshots_keep_within_their_budget() -> None:
     engine = hash_engine(num_pages=60, check=False)
-    engine._past.checkpoints._budget = 6000
+    engine._past.checkpoints.budget = 6000
     engine.add([1, 2, 3], SamplingParams(max_tokens=36, ignore_eos=True))
     for i in range(40):
         engine.add([1 + i % 5, 2, 1 + i // 5 % 7], SamplingParams(max_tokens=20, ignore_eos=True))
