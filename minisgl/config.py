@@ -235,6 +235,13 @@ def resolve(
             f"max_seq_len={longest} was asked; the model was made for {model.context} positions"
         )
     assert isinstance(out.num_pages, int)
+    asked = out.num_pages * out.page_size * model.kv_bytes_per_value[out.dtype]
+    free = hardware.gpu_memory if on_gpu else hardware.memory
+    if asked > free and out.runner == "torch":
+        raise ValueError(
+            f"num_pages={out.num_pages} of {out.page_size} positions need {asked} bytes, {free} "
+            f"are free; lower num_pages, or leave it 'auto'"
+        )
     longest = min(longest, out.num_pages * out.page_size)
     out = out.but(max_seq_len=longest)
     if out.max_step_tokens == AUTO:

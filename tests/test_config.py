@@ -74,6 +74,7 @@ def test_the_environment_turns_overlap_off() -> None:
         ({"attention": "flash"}, ValueError, "attention must be one of"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
         ({"max_seq_len": 10**6}, ValueError, "made for 4096 positions"),
+        ({"num_pages": 10**6}, ValueError, "need 65536000000 bytes, 8589934592 are free; lower"),
         ({"device": "cuda"}, ValueError, "torch sees no GPU here; use device='cpu'"),
         ({"tp": 2}, ValueError, "use tp=1"),
     ],

@@ -46,6 +46,11 @@ class State(Protocol):
         ...
 
     @property
+    def next_after_decode(self) -> int:
+        """The number of the step after the last one that decoded or had nobody to decode."""
+        ...
+
+    @property
     def num_free_slots(self) -> int:
         """Slots that no request holds."""
         ...
@@ -134,7 +139,8 @@ class Ledger:
         self.prefilling: list[Request] = []
         self.decoding: list[Request] = []
         self._rows: list[tuple[int, int]] = []
-        self._preempt: list[int] = []
+        self._preempt: dict[int, None] = {}  # in the order in which they were named
+        self._charged: set[int] = set()
         self._refusals: list[Refusal] = []
         for request in state.running.values():
             if request.finish is not None:
@@ -152,9 +158,15 @@ class Ledger:
         self._looks = WINDOW
         self._computing: dict[tuple[int | None, tuple[int, ...]], int] = {}
         self._coming_back: bool | None = None  # pages that a step in flight will give back
+        self._victims: Iterator[Request] | None = None  # from the youngest
         self._continues: int | None = None  # the prompt that took the rest of the step
         for request in self.prefilling:
             self._note_computing(request, request.pages, request.shared, request.prefill_end)
+
+    @property
+    def steps_without_decode(self) -> int:
+        """How many steps in a row computed prompts alone."""
+        return self._state.step - self._state.next_after_decode
 
     @property
     def now(self) -> int:
@@ -211,7 +223,7 @@ class Ledger:
             if self._account.pages_left < 1 and not self._make_room(request):
                 return self._refuse(request, Why.KV_DRY)
         self._account.grow(request, 1)
-        self._rows.append((request.rid, 1))
+        self._charge(request, 1)
         return True
 
     def prefill(self, request: Request, most: int | None = None) -> bool:
@@ -231,7 +243,7 @@ class Ledger:
         if length < want:
             self._continues = request.rid
         self._account.grow(request, length)
-        self._rows.append((request.rid, length))
+        self._charge(request, length)
         return True
 
     def pass_over(self, requests: list[Request], why: Why) -> None:
@@ -269,7 +281,7 @@ class Ledger:
         if length < known - start:
             self._continues = request.rid
         self._account.admit(request, shared, length)
-        self._rows.append((request.rid, length))
+        self._charge(request, length)
         return True
 
     def _chunk(self, request: Request, want: int, most: int | None) -> int:
@@ -278,6 +290,10 @@ class Ledger:
         if length < want and not self._state.may_chunk(request):
             return 0
         return max(length, 0)
+
+    def _charge(self, request: Request, length: int) -> None:
+        self._rows.append((request.rid, length))
+        self._charged.add(request.rid)
 
     def _refuse(
         self,
@@ -315,13 +331,15 @@ class Ledger:
         if self._coming_back is None:
             leaving = (r for r in running.values() if r.preempting or r.finish is not None)
             self._coming_back = any(r.in_flight for r in leaving)
-        charged = {rid for rid, _ in self._rows}
-        for victim in reversed(running.values()):
-            if self._coming_back:
+        if self._victims is None:  # one look at each per plan: charged ones stay charged
+            self._victims = reversed(running.values())
+        while not self._coming_back:
+            victim = next(self._victims, None)
+            if victim is None:
                 return False
-            if victim.preemptions or victim.rid in charged or victim.rid in self._preempt:
+            if victim.preemptions or victim.rid in self._charged:
                 continue
-            self._preempt.append(victim.rid)
+            self._preempt[victim.rid] = None
             self._account.preempt(victim)
             self._coming_back = victim.in_flight > 0
             if victim is request:

@@ -17,11 +17,17 @@ Policy = Callable[[Ledger], Plan]
 
 # A request that has waited this many steps is served in order of arrival, whatever its prefix.
 PATIENCE = 64
+# Where prompts come first, decodes have their turn after this many steps without one.
+TURN = 16
 
 
 def prefill_first(ledger: Ledger) -> Plan:
-    """Prompts before decodes, in order of arrival (SGLang's default)."""
-    _prefill_in_order(ledger)
+    """Prompts before decodes, in order of arrival (SGLang's default).
+
+    However many prompts come, decodes have one step in ``TURN`` + 1, so that none starves.
+    """
+    if not _is_decodes_turn(ledger):
+        _prefill_in_order(ledger)
     return _decode_unless_prefilling(ledger)
 
 
@@ -29,8 +35,10 @@ def longest_prefix(ledger: Ledger) -> Plan:
     """Prompts before decodes; of the first ``WINDOW`` that wait, the most cached positions first.
 
     Cache-aware order (Zheng et al. 2024, section 3.2) with ageing: who has waited ``PATIENCE``
-    steps goes first, so nobody starves.
+    steps goes first, so nobody starves; decodes have their turn as in ``prefill_first``.
     """
+    if _is_decodes_turn(ledger):
+        return _decode_unless_prefilling(ledger)
     for request in ledger.prefilling:
         ledger.prefill(request)
 
@@ -38,7 +46,8 @@ def longest_prefix(ledger: Ledger) -> Plan:
         old = request.preemptions or ledger.now - request.arrival >= PATIENCE
         return (0, request.arrival) if old else (1, -ledger.match_len(request))
 
-    for request in sorted(islice(ledger.waiting, WINDOW), key=rank):
+    look = WINDOW if ledger.slots_left else 1  # nobody can be admitted: the first says why
+    for request in sorted(islice(ledger.waiting, look), key=rank):
         if ledger.closed:
             break
         ledger.prefill(request)
@@ -63,6 +72,10 @@ def decode_first(ledger: Ledger) -> Plan:
     else:
         _prefill_in_order(ledger)
     return ledger.plan
+
+
+def _is_decodes_turn(ledger: Ledger) -> bool:
+    return bool(ledger.decoding) and ledger.steps_without_decode >= TURN
 
 
 def _prefill_in_order(ledger: Ledger) -> None:

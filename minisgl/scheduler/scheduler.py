@@ -68,6 +68,7 @@ class Scheduler:
         self.waiting: OrderedDict[int, Request] = OrderedDict()  # from the head of the queue
         self.running: dict[int, Request] = {}  # holds a slot: by admission, leaving ones included
         self.step = 0  # the next step's number
+        self.next_after_decode = 0  # the step after the last one that decoded
         self._free_slots = list(range(limits.max_running - 1, -1, -1))
         self._in_flight: OrderedDict[int, Batch] = OrderedDict()
         self._promised = 0  # pages kept for running requests to grow into
@@ -219,12 +220,14 @@ class Scheduler:
         for (rid, length), n in zip(plan.rows, fresh, strict=True):
             rows.append(self._row(self.running[rid], length, pages[at : at + n], rid in matches))
             at += n
-        for row in rows:
-            if row.token_ids is not None:  # a prompt: batches take effect in launch order
-                events += self._share(self.running[row.rid])
+        prompts = [row for row in rows if row.token_ids is not None]
+        for row in prompts:  # findable from now on: batches take effect in launch order
+            events += self._share(self.running[row.rid])
         batch = Batch(self.step, tuple(rows))
         self._in_flight[self.step] = batch
         self.step += 1
+        if len(prompts) < len(rows) or not self._can_decode:
+            self.next_after_decode = self.step
         return batch, tuple(events)
 
     def apply(self, outcome: Outcome) -> tuple[Event, ...]:
@@ -333,6 +336,11 @@ class Scheduler:
         self.pool.insert(path, request.tokens[at * size : end * size], pages, self.step)
         request.shared = end
         yield Inserted(request.rid, tuple(pages))
+
+    @property
+    def _can_decode(self) -> bool:
+        running = self.running.values()
+        return any(r.prefill_end <= r.scheduled < r.max_len and r.finish is None for r in running)
 
     # ---- a request leaves ------------------------------------------------------------------------
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -425,8 +428,8 @@ class Flaky:
         launch = self._inner.launch(batch)
         return Broken() if batch.step in self._at_wait else launch
 
-    def close(self) -> None:
-        self._inner.close()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 class Broken:
@@ -501,6 +504,70 @@ def test_a_failing_observer_is_removed_and_the_engine_goes_on() -> None:
     with pytest.warns(RuntimeWarning, match="ZeroDivisionError"):
         records = engine.run()
     assert seen == records and engine.observers == [seen.append]
+
+
+def test_an_interrupt_at_any_moment_loses_nothing() -> None:
+    """SIGINT falls on the engine's own lines, one after the other, wherever they are."""
+    random = Random(0)
+    for _ in range(150):
+        engine = hash_engine(page_size=2, num_pages=30, depth=random.randint(1, 3), check=False)
+        asked = [engine.add([1, 2, 1 + i % 3, 1 + i], GREEDY) for i in range(5)]
+        after = random.randint(1, 2500)
+
+        def trace(frame: Any, kind: str, arg: Any) -> Any:
+            nonlocal after
+            file = frame.f_code.co_filename  # the oracle's computation is no part of the engine
+            if kind == "line" and "minisgl/engine" in file and not file.endswith("runner.py"):
+                after -= 1
+                if after == 0:
+                    signal.raise_signal(signal.SIGINT)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            engine.run()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        engine.run()
+        engine.check()
+        assert all(right(request, 60) for request in asked)
+
+
+def test_an_observer_may_add_and_abort_but_not_step() -> None:
+    engine = hash_engine()
+    first = engine.add([1, 2], GREEDY)
+    added: list[Request] = []
+    refused: list[str] = []
+
+    def observer(record: StepRecord) -> None:
+        if record.batch.step == 1:
+            added.append(engine.add([2, 2], GREEDY))
+        for use in (engine.step, engine.launch, engine.collect, engine.fork):
+            try:
+                use()
+            except RuntimeError as error:
+                refused.append(str(error))
+
+    engine.observers.append(observer)
+    records = engine.run()
+    assert set(refused) == {"an observer may look, add and abort; it cannot step the engine"}
+    assert [record.batch.step for record in records] == list(range(len(records)))
+    assert right(first) and right(added[0])
+
+
+def test_without_a_record_finished_requests_are_forgotten() -> None:
+    engine = hash_engine(record=False)
+    asked = [engine.add([1, 2 + i], GREEDY) for i in range(9)]
+    engine.run()
+    assert not engine.requests and all(right(request) for request in asked)
+
+
+def test_depth_is_a_whole_number_of_steps() -> None:
+    engine = hash_engine()
+    with pytest.raises(ValueError, match="depth must be at least 1, got 0"):
+        engine.depth = 0
 
 
 def test_a_policy_that_runs_nobody_is_named_instead_of_hanging() -> None:

@@ -13,6 +13,7 @@ from minisgl.core import Abort, Finished, Outcome, SamplingParams, StepRecord
 from minisgl.engine import travel
 from minisgl.engine.engine import Engine
 from minisgl.engine.runner import HashRunner
+from tests.engine.test_engine import Flaky
 from tests.hash_engine import expected, hash_engine, state
 from tests.scheduler.test_workloads import Options, Workload, engines, workloads
 
@@ -271,6 +272,59 @@ def test_snapshots_keep_within_their_budget() -> None:
     engine.rewind(to=333)
     engine.run()
     assert facts(list(engine.trace))[:333] == whole[:333]
+
+
+def test_a_snapshot_beyond_the_budget_is_not_made_and_going_back_says_what_to_do() -> None:
+    engine = hash_engine(num_pages=60, check=False, history=100)
+    engine._past.checkpoints.budget = 400
+    for i in range(90):
+        engine.add([1 + i % 5, 2, 1 + i // 5 % 7], SamplingParams(max_tokens=20, ignore_eos=True))
+        engine.run()
+    assert engine._past.checkpoints.num_bytes <= 400
+    assert len(engine.trace) - engine.trace.history.first < 300, "bounded all the same"
+    before = state(engine)
+    with pytest.raises(ValueError, match="more than half of the 256 MiB .* larger snapshots"):
+        engine.rewind(to=len(engine.trace) - 1)
+    assert state(engine) == before
+    twin = engine.fork()
+    again = twin.add([9, 9], GREEDY)
+    twin.run()
+    assert again.output == expected([9, 9], GREEDY, 60)
+
+
+@pytest.mark.filterwarnings("ignore:step .* failed")
+@pytest.mark.parametrize("at_launch", [True, False])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_one_can_go_back_over_a_failed_step(depth: int, at_launch: bool) -> None:
+    failing: dict[str, set[int]] = {"at_launch": set(), "at_wait": set()}
+    failing["at_launch" if at_launch else "at_wait"].add(3)
+
+    def flaky(inner: HashRunner) -> Flaky:
+        return Flaky(inner, **failing)
+
+    engine = hash_engine(runner=flaky, depth=depth, page_size=16, max_running=3)
+    for i in range(6):
+        engine.add([1, 2, 1 + i], GREEDY)
+    engine.run()
+    whole = facts(list(engine.trace))
+    for to in (len(whole) - 1, 6, 5, 4, 2):
+        engine.rewind(to=to)
+        assert facts(list(engine.trace)) == whole[:to]
+    failing["at_launch"].clear()
+    failing["at_wait"].clear()  # this time nothing fails
+    engine.run()
+    for request in engine.requests.values():  # in flight at depth 3 it failed already
+        assert request.finish == "error" or request.output == expected(request.prompt, GREEDY, 640)
+    assert depth == 3 or not any(r.finish == "error" for r in engine.requests.values())
+
+
+def test_a_fork_without_chunks_needs_room_only_for_prompts_that_are_left() -> None:
+    engine = hash_engine(chunked_prefill=False, max_step_tokens=8, depth=1)
+    request = engine.add([1, 2, 1, 2, 1, 2], SamplingParams(max_tokens=20, ignore_eos=True))
+    engine.run(max_steps=12)
+    with engine.fork(policy="mixed") as twin:
+        twin.run()
+        assert twin.requests[request.rid].output == expected(request.prompt, request.sampling, 40)
 
 
 # ---- breakpoints ---------------------------------------------------------------------------------

@@ -1,0 +1,66 @@
+"""Who runs next, and that nobody waits for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minisgl.core import Plan, SamplingParams
+from minisgl.registry import names
+from minisgl.scheduler import policy
+from minisgl.scheduler.ledger import Ledger
+from tests.hash_engine import expected, hash_engine
+
+LONG = SamplingParams(max_tokens=20, ignore_eos=True)
+SHORT = SamplingParams(max_tokens=1, ignore_eos=True)
+
+
+@pytest.mark.parametrize("name", names("policy"))
+def test_no_decode_starves_under_a_stream_of_prompts(name: str) -> None:
+    engine = hash_engine(policy=name, num_pages=80, max_step_tokens=8)
+    first = engine.add([1, 2, 3], LONG)
+    for i in range(20 * (policy.TURN + 1)):
+        engine.add([1 + i % 9, 2 + i // 9 % 9, 5], SHORT)
+        engine.step()
+    assert first.finish == "length" and first.output == expected([1, 2, 3], LONG, 80)
+
+
+@pytest.mark.parametrize("name", names("policy"))
+def test_no_prompt_starves_under_a_stream_of_others(name: str) -> None:
+    engine = hash_engine(policy=name, num_pages=40, max_running=1, depth=1)
+    engine.add([1, 1, 1, 1], SHORT)
+    engine.run()
+    waits = engine.add([7, 7, 7], SHORT)  # nothing of it is cached; all others begin alike
+    for i in range(4 * policy.PATIENCE):
+        engine.add([1, 1, 1, 2 + i % 9], SHORT)
+        engine.step()
+    assert waits.finish == "length"
+
+
+def test_longest_prefix_takes_what_is_cached_first() -> None:
+    engine = hash_engine(policy="longest_prefix", max_running=1, depth=1)
+    engine.add([1, 1, 1, 1], SHORT)
+    engine.run()
+    engine.add([7, 7, 7], SHORT)
+    engine.add([1, 1, 1, 2], SHORT)
+    assert engine.plan().rows[0][0] == 2
+
+
+def test_any_function_of_a_ledger_is_a_policy() -> None:
+    def youngest_first(ledger: Ledger) -> Plan:
+        for request in ledger.decoding:
+            ledger.decode(request)
+        for request in sorted(ledger.waiting, key=lambda r: -r.rid):
+            ledger.prefill(request, most=2)
+        for request in ledger.prefilling:
+            ledger.prefill(request, most=2)
+        return ledger.plan
+
+    options: dict[str, Any] = {"policy": youngest_first, "max_running": 2, "page_size": 2}
+    engine = hash_engine(**options)
+    asked = [engine.add([1 + i, 2, 3, 4, 5], LONG) for i in range(5)]
+    assert engine.plan().rows == ((4, 2), (3, 2))
+    engine.run()
+    for request in asked:
+        assert request.output == expected(request.prompt, LONG, 80)
