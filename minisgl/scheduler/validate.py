@@ -23,7 +23,13 @@ def validate(plan: Plan, state: State) -> dict[int, list[int]]:
             raise ValueError(f"the plan preempts request {rid}, which is not running")
         seen.add(rid)
         account.preempt(victim)
-    for rid, length in plan.rows:
+    for row in plan.rows:
+        try:
+            rid, length = row
+        except (TypeError, ValueError):
+            raise ValueError(f"a row of a plan is (rid, positions), got {row!r}") from None
+        if type(rid) is not int:
+            raise ValueError(f"a row of a plan begins with a rid, got {rid!r}")
         if rid in seen:
             raise ValueError(f"the plan names request {rid} twice")
         seen.add(rid)

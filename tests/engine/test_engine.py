@@ -301,11 +301,18 @@ def test_a_pool_of_one_page_serves_what_fits_into_it() -> None:
         engine.add([1] * 8)
 
 
+BAD: Any = Plan
+
+
 @pytest.mark.parametrize(
     ("plan", "says"),
     [
         (Plan(rows=((7, 1),)), "request 7, which neither waits nor runs"),
         (Plan(rows=((0, 1), (0, 1))), "names request 0 twice"),
+        (BAD(rows=((0,),)), r"a row of a plan is \(rid, positions\), got \(0,\)"),
+        (BAD(rows=(3,)), r"a row of a plan is \(rid, positions\), got 3"),
+        (BAD(rows=(([], 1),)), r"begins with a rid, got \[\]"),
+        (Plan(rows=((True, 1),)), "begins with a rid, got True"),
         (Plan(rows=((0, 0),)), "computes 0 positions of request 0"),
         (Plan(rows=((0, -3),)), "computes -3 positions of request 0"),
         (Plan(rows=((0, 2),)), "computes 2 positions of request 0, 1 are left"),
