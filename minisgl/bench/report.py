@@ -200,8 +200,9 @@ def _compared(
     best: Machine,
 ) -> Iterator[Line]:
     results: list[Result] = in_turn(sides, todo, rounds)
-    most = median(limit(todo(i), shape, best) for i in range(rounds))
-    for result, ratio in zip(results, ratios(results), strict=True):
+    for side, result, ratio in zip(sides, results, ratios(results), strict=True):
+        size = 2 if "fp16" in side.name else 4
+        most = median(limit(todo(i), shape, best, size) for i in range(rounds))
         yield {
             "case": case,
             "work": result.work,

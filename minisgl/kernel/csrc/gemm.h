@@ -14,6 +14,7 @@
 namespace minisgl {
 
 constexpr int64_t kChunkFloats = 64 << 10;  // of x that are used together: a part of the L2 cache
+constexpr int64_t kAhead = 16 << 10;  // bytes between the weights that are used and those fetched
 
 // out[m][0..columns) = bias + sum over i < inputs of x[m][i] * panel[i][0..columns)
 template <int M, typename Weight>
@@ -25,8 +26,11 @@ void tile(const float* x, int64_t x_stride, const Weight* panel, int64_t inputs,
     for (; i + kChains <= inputs; i += kChains) {
 #pragma GCC unroll 4
         for (int c = 0; c < kChains; ++c) {
-            Vec left = load(panel + (i + c) * kPanel);
-            Vec right = load(panel + (i + c) * kPanel + kLanes);
+            const Weight* at = panel + (i + c) * kPanel;
+            Vec left = load(at), right = load(at + kLanes);
+            for (size_t byte = 0; byte < kPanel * sizeof(Weight); byte += 64) {
+                __builtin_prefetch(reinterpret_cast<const char*>(at) + kAhead + byte);
+            }
 #pragma GCC unroll 12
             for (int m = 0; m < M; ++m) {
                 Vec value = splat(x[m * x_stride + i + c]);
@@ -110,15 +114,8 @@ void gemm(const float* x, int64_t rows, int64_t inputs, const Weight* packed, co
         for (int64_t p = 0; p < panels; ++p) {
             const int columns = std::min<int64_t>(kPanel, outputs - p * kPanel);
             const Weight* panel = packed + p * inputs * kPanel;
-            const int64_t size = inputs * kPanel * sizeof(Weight);
             for (int64_t b = 0; b < blocks; ++b) {  // of nearly equal size
                 const int64_t begin = count * b / blocks, end = count * (b + 1) / blocks;
-                if (blocks > 3 && p + 1 < panels) {  // the next panel comes while this one is used
-                    const char* next = reinterpret_cast<const char*>(panel) + size;
-                    for (int64_t i = size * b / blocks; i < size * (b + 1) / blocks; i += 64) {
-                        __builtin_prefetch(next + i, 0, 2);
-                    }
-                }
                 tile(end - begin, from + begin * from_stride, from_stride, panel, inputs,
                      bias ? bias + p * kPanel : nullptr,
                      out + (first + begin) * outputs + p * kPanel, outputs, columns);
