@@ -180,6 +180,34 @@ BUGS = [
     ),
 ]
 
+POLICY, TRAVEL = "minisgl/scheduler/policy.py", "minisgl/engine/travel.py"
+
+BUGS += [
+    Bug(
+        "a queue does not age",
+        POLICY,
+        "old = request.preemptions or ledger.now - request.arrival >= PATIENCE",
+        "old = request.preemptions",
+    ),
+    Bug(
+        "prompts starve the decodes",
+        POLICY,
+        "return bool(ledger.decoding) and ledger.steps_without_decode >= TURN",
+        "return False",
+    ),
+    Bug(
+        "a snapshot takes a page for unchanged that was handed out again",
+        TRAVEL,
+        "if page not in base or base[page] != full.get(page)]",
+        "if page not in base or page not in full]",
+    ),
+    Bug(
+        "a rewind forgets what arrived before the next commit",
+        "minisgl/trace/history.py",
+        "                break\n            end += 1\n",
+        "                break\n            break\n",
+    ),
+]
 TORCH = ("tests/executor", "tests/attention", "tests/models")
 FORWARD, GROUPED = "minisgl/executor/forward.py", "minisgl/attention/grouped.py"
 
