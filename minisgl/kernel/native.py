@@ -79,7 +79,8 @@ class _Panels:
         self.shape, self._bias = (outputs, inputs), bias
         self._linear, self._panel = linear, panel
         count = -(-outputs // panel)
-        in_place = dtype == weight.dtype and outputs % panel == 0 and weight.is_contiguous()
+        # a column needs no rearranging, and torch would not copy it
+        in_place = dtype == weight.dtype and outputs % panel == 0 and inputs > 1
         self._weight = (
             weight.view(count, inputs, panel)
             if in_place
