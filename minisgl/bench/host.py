@@ -55,6 +55,7 @@ class _Instant(HashRunner):
 
 class _Nothing:
     num_bytes = 0
+    parts: dict[Any, int] = {}
 
 
 def engine(num_pages: int, max_running: int, **toggles: Any) -> Engine:

@@ -50,7 +50,7 @@ def test_the_limit_counts_a_shared_prefix_once_and_falls_with_the_weights() -> N
 
 
 def test_what_the_host_costs_is_measured_at_the_sizes_asked_for() -> None:
-    assert host.decoding(3, steps=4).at == 3
+    assert host.decoding(3, steps=40, record=True).at == 3
     assert host.decoding(3, waiting=7, steps=4).what == "decoding beside 7 waiting"
     assert host.evicting(40, steps=4).commit > 0
 
