@@ -33,7 +33,9 @@ from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace.history import History
 
 _THINGS_PER_STEP: Final = 8  # requests and pages that a step may cost in copies
-EVERY: Final = 64  # steps between checkpoints: the most that a rewind computes again
+# Steps between checkpoints: the most that a rewind computes again. At 64 they would cost a small
+# model more than 1 % of a step.
+EVERY: Final = 256
 
 
 class InFlight(NamedTuple):
@@ -106,9 +108,8 @@ class Checkpoints:
     a moment with more than that in use gets none and cannot be gone back to from there.
     """
 
-    def __init__(self, first: Checkpoint, budget: int) -> None:
-        self.every = EVERY
-        self._kept, self.budget = [first], budget
+    def __init__(self, first: Checkpoint, budget: int, every: int) -> None:
+        self._kept, self.budget, self.every = [first], budget, every
 
     @property
     def first(self) -> Checkpoint:
@@ -153,8 +154,7 @@ class Checkpoints:
 
     def until(self, num_records: int) -> Checkpoints:
         """Those that a history cut at this moment has."""
-        twin = Checkpoints(self._kept[0], self.budget)
-        twin.every = self.every
+        twin = Checkpoints(self._kept[0], self.budget, self.every)
         twin._kept = [c for c in self._kept if c.num_records <= num_records]
         return twin
 
@@ -175,7 +175,8 @@ class Past:
     def __init__(self, config: EngineConfig, first: Checkpoint) -> None:
         self.history = History()
         self._config = config
-        self.checkpoints = Checkpoints(first, config.snapshots << 20)
+        every = EVERY if config.history is None else min(EVERY, max(1, config.history // 2))
+        self.checkpoints = Checkpoints(first, config.snapshots << 20, every)
 
     @property
     def position(self) -> tuple[int, int]:
@@ -199,7 +200,7 @@ class Past:
         if not self.checkpoints.is_due(len(history), 8 * gauges.waiting + gauges.cached_pages):
             return []
         self.checkpoints.add(present())
-        if limit is None or len(history) - history.first <= limit + EVERY:
+        if limit is None or len(history) - history.first <= limit + self.checkpoints.every:
             return []
         first = self.checkpoints.forget(len(history) - limit)
         return history.forget(first.num_records, first.num_inputs)
@@ -244,7 +245,8 @@ class Past:
 
     def begin_with(self, checkpoint: Checkpoint) -> None:
         """Nothing before this moment can be gone back to; the history stays readable."""
-        self.checkpoints = Checkpoints(checkpoint, self._config.snapshots << 20)
+        old = self.checkpoints
+        self.checkpoints = Checkpoints(checkpoint, old.budget, old.every)
 
 
 def checkpoint(
