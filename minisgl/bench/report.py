@@ -18,6 +18,7 @@ from typing import Any, Final
 from minisgl.bench import host, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
+from minisgl.bench.recording import recording
 from minisgl.bench.sides import Continuous, Generate, Ours, Side, Vllm
 from minisgl.build import load
 from minisgl.core import SamplingParams
@@ -160,6 +161,13 @@ def toggles(quick: bool) -> Iterator[Line]:
                 "per second": median(result.per_second),
                 "on / this": ratio,
             }
+    for batch in (1, 8, 64):
+        cost = recording(batch, 100 if quick else 1000)
+        yield {
+            "what": f"recording, {batch} requests decoding",
+            "ms": cost.recording,
+            "of a step": cost.recording / cost.step,
+        }
     yield from _travels(quick)
 
 
