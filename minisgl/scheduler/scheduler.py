@@ -483,6 +483,7 @@ class Scheduler:
             assert live or request.in_flight, f"{name} should have been released"
         for request in self.waiting.values():
             held = request.pages or request.slot is not None or request.in_flight
+            held = held or request.scheduled or request.promised or request.shared
             assert not held and request.finish is None, f"r{request.rid} waits and holds something"
 
 

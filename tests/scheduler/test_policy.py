@@ -64,3 +64,18 @@ def test_any_function_of_a_ledger_is_a_policy() -> None:
     engine.run()
     for request in asked:
         assert request.output == expected(request.prompt, LONG, 80)
+
+
+@pytest.mark.parametrize("name", ["prefill_first", "mixed", "decode_first"])
+def test_a_large_request_is_not_overtaken_by_small_ones(name: str) -> None:
+    engine = hash_engine(policy=name, num_pages=30, depth=1)
+    engine.add([1] * 5, SamplingParams(max_tokens=12, ignore_eos=True))
+    engine.step()
+    large = engine.add([2] * 20, SHORT)
+    for i in range(12):
+        engine.add([3 + i % 9, 4], SHORT)
+    while large.slot is None and large.finish is None:
+        record = engine.step()
+        assert record is not None
+        ran = {row.rid for row in record.batch.rows}
+        assert max(ran) <= large.rid or large.rid in ran
