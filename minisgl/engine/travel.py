@@ -112,6 +112,11 @@ class Checkpoints:
         self._kept, self.budget, self.every = [first], budget, every
 
     @property
+    def first(self) -> Checkpoint:
+        """The beginning of what can be gone back to."""
+        return self._kept[0]
+
+    @property
     def last(self) -> Checkpoint:
         """The latest."""
         return self._kept[-1]
