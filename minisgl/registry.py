@@ -29,6 +29,10 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "stored": "minisgl.layers.quantization.stored:stored",
         "fp16": "minisgl.layers.quantization.fp16:fp16",
     },
+    "view": {  # what a trace can show of itself, for the views stand above it
+        "plot": "minisgl.inspector.plot:Plot",
+        "page": "minisgl.inspector.page:save_html",
+    },
     "embedded": {"tiny": "minisgl.tiny:path"},  # models that come with the package
     "model": {  # the names in config.json's "architectures"
         "LlamaForCausalLM": "minisgl.models.llama:Llama",

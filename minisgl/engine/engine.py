@@ -240,8 +240,10 @@ class Engine:
     @property
     def trace(self) -> Trace:
         """The history so far. After a rewind the trace that was asked for before keeps the rest."""
-        header = Header(self.config, self._scheduler.eos, self._vocab_size, self.model)
-        return Trace(self._past.history, header)
+        past, decode = self._past, self._codec.decode if self._codec else None
+        about = (self._vocab_size, self.model, past.config)
+        header = Header(self.config, self._scheduler.eos, *about)
+        return Trace(past.history, header, past.start, decode)
 
     def break_when(self, condition: Condition) -> Breakpoint:
         """Let ``run`` stop after each record for which this holds.

@@ -174,7 +174,7 @@ class Past:
 
     def __init__(self, config: EngineConfig, first: Checkpoint) -> None:
         self.history = History()
-        self._config = config
+        self.config = config  # that of the engine which the history began with
         every = EVERY if config.history is None else min(EVERY, max(1, config.history // 2))
         self.checkpoints = Checkpoints(first, config.snapshots << 20, every)
 
@@ -183,9 +183,14 @@ class Past:
         """Records and inputs so far."""
         return len(self.history), self.history.num_inputs
 
+    @property
+    def start(self) -> Scheduler | None:
+        """The scheduler's state where the history begins; None: before anything happened."""
+        return self.checkpoints.first.scheduler if self.history.first_input else None
+
     def add_input(self, item: Input) -> None:
         """Note what passed a door."""
-        if self._config.record:
+        if self.config.record:
             self.history.add_input(item)
 
     def add_record(self, record: StepRecord, present: Callable[[], Checkpoint]) -> list[int]:
@@ -193,9 +198,9 @@ class Past:
 
         Returns the requests that are forgotten.
         """
-        if not self._config.record:
+        if not self.config.record:
             return [event.rid for event in record.events if isinstance(event, Finished)]
-        history, limit, gauges = self.history, self._config.history, record.gauges
+        history, limit, gauges = self.history, self.config.history, record.gauges
         history.add_record(record)
         if not self.checkpoints.is_due(len(history), 8 * gauges.waiting + gauges.cached_pages):
             return []
@@ -210,7 +215,7 @@ class Past:
 
         Raises RuntimeError without a record, ValueError if there is no such moment.
         """
-        if not self._config.record:
+        if not self.config.record:
             raise RuntimeError("nothing was recorded; load with record=True to go back")
         if (to is None) == (until is None):
             raise TypeError("give either to= or until=")
@@ -218,7 +223,7 @@ class Past:
         if reachable is None:
             raise ValueError(
                 f"no snapshot of the KV pages is kept: one takes more than half of the "
-                f"{self._config.snapshots} MiB they may have; load with a larger snapshots"
+                f"{self.config.snapshots} MiB they may have; load with a larger snapshots"
             )
         first = reachable.num_records
         if until is not None:
@@ -238,7 +243,7 @@ class Past:
 
     def until(self, num_records: int) -> Past:
         """The past of an engine that stands at this moment."""
-        twin = Past(self._config, self.checkpoints.first)
+        twin = Past(self.config, self.checkpoints.first)
         twin.history = self.history.cut(num_records)
         twin.checkpoints = self.checkpoints.until(num_records)
         return twin

@@ -50,6 +50,7 @@ class Header(NamedTuple):
     eos: frozenset[int]
     vocab_size: int
     model: str  # as it was asked for: "tiny", a folder, a Hugging Face id
+    origin: EngineConfig  # what the history began with: a fork has another config since
 
 
 def save(path: str | PathLike[str], header: Header, history: History) -> None:
@@ -68,7 +69,7 @@ def load(path: str | PathLike[str]) -> tuple[Header, History]:
     lines = _read(Path(path))
     _, first = next(lines, (1, None))
     header, history = _header(path, first), History()
-    rebuild = _Rebuild(fresh(header.config, header.eos), history)
+    rebuild = _Rebuild(fresh(header.origin, header.eos), history)
     for number, line in lines:
         try:
             rebuild.take(line)
@@ -78,13 +79,11 @@ def load(path: str | PathLike[str]) -> tuple[Header, History]:
 
 
 def _lines(header: Header, history: History) -> Iterator[dict[str, Any]]:
-    config = asdict(header.config)
-    if callable(header.config.policy):  # its plans are recorded; the function cannot be
-        config["policy"] = "prefill_first"
     yield {
         "format": FORMAT,
         "version": VERSION,
-        "config": config,
+        "config": _config_out(header.config),
+        "origin": _config_out(header.origin),
         "eos": sorted(header.eos),
         "vocab_size": header.vocab_size,
         "model": header.model,
@@ -105,6 +104,22 @@ def _lines(header: Header, history: History) -> Iterator[dict[str, Any]]:
                 known = step < len(history)
                 spans = history.record(step).spans if known else item.spans
                 yield {"outcome": item._replace(spans=())._asdict(), "spans": spans}
+
+
+def _config_out(config: EngineConfig) -> dict[str, Any]:
+    out = asdict(config)
+    if callable(config.policy):  # its plans are recorded; the function cannot be
+        out["policy"] = "prefill_first"
+    return out
+
+
+def _config_in(line: dict[str, Any]) -> EngineConfig:
+    config = EngineConfig().but(**line)
+    sizes = config.limits._asdict()
+    for name, most in _MOST.items():
+        if sizes[name] > most:
+            raise ValueError(f"{name} is {sizes[name]}, at most {most} can be read")
+    return config
 
 
 def _read(path: Path) -> Iterator[tuple[int, Any]]:
@@ -129,13 +144,10 @@ def _header(path: str | PathLike[str], line: Any) -> Header:
             f"{path} has version {line.get('version')!r}; this minisgl reads version {VERSION}"
         )
     try:
-        config = EngineConfig().but(**line["config"])
-        sizes = config.limits._asdict()
-        for name, most in _MOST.items():
-            if sizes[name] > most:
-                raise ValueError(f"{name} is {sizes[name]}, at most {most} can be read")
+        config = _config_in(line["config"])
+        origin = _config_in(line["origin"]) if "origin" in line else config
         eos, model = frozenset(map(int, line["eos"])), str(line["model"])
-        return Header(config, eos, int(line["vocab_size"]), model)
+        return Header(config, eos, int(line["vocab_size"]), model, origin)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header is wrong: {error}") from error
 

@@ -39,6 +39,11 @@ class History:
         """Inputs number ``start`` to ``end - 1``."""
         return self._inputs[start - self.first_input : end - self.first_input]
 
+    def inputs_of(self, k: int) -> Sequence[Input]:
+        """Inputs that passed since record k - 1 was made, until record k was."""
+        before = self._ends[k - self.first - 1] if k > self.first else self.first_input
+        return self.inputs(before, self._ends[k - self.first])
+
     def record(self, k: int) -> StepRecord:
         """The record of step k. Raises IndexError if it is not kept."""
         if not self.first <= k < len(self):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from minisgl.core import (
     Sampled,
     StepRecord,
 )
+from minisgl.registry import find
 from minisgl.scheduler.replay import fresh, replay
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace import file
@@ -32,8 +33,19 @@ Kind = Literal["steps", "requests", "events", "spans", "pages"]
 class Trace:
     """The records of a run: ``len``, ``trace[k]``, iteration, frames, explanations, files."""
 
-    def __init__(self, history: History, header: file.Header) -> None:
-        self._history, self._header = history, header
+    def __init__(
+        self,
+        history: History,
+        header: file.Header,
+        start: Scheduler | None = None,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        """start: the scheduler's state where the history begins, if that was forgotten before.
+
+        decode: turns token ids into text, for those who show it.
+        """
+        self._history, self._header, self._start = history, header, start
+        self.decode = decode
 
     @property
     def config(self) -> EngineConfig:
@@ -87,6 +99,23 @@ class Trace:
         if not lines:
             raise KeyError(f"request {rid} is not in this trace")
         return lines
+
+    # ---- views -----------------------------------------------------------------------------------
+
+    @property
+    def plot(self) -> Any:
+        """Figures: ``lanes``, ``tree``, ``pages``, ``batch``, ``timeline``, ``budget``.
+
+        Raises ModuleNotFoundError without matplotlib (the extra [lab]).
+        """
+        return find("view", "plot")(self)
+
+    def save_html(self, path: str | PathLike[str], redact: bool = False) -> None:
+        """Write the inspector with this run as one page that opens from disk, without a network.
+
+        redact: leave all text and token ids out.
+        """
+        find("view", "page")(self, path, redact)
 
     # ---- frames ----------------------------------------------------------------------------------
 
@@ -184,14 +213,25 @@ class Trace:
 
     # ---- replay and files ------------------------------------------------------------------------
 
-    def scheduler(self) -> Scheduler:
-        """The scheduler as it stood at the end, made by replaying every input.
+    def start(self) -> Scheduler:
+        """The scheduler as it stood where the history begins; a copy of your own."""
+        if self._start is None:
+            return fresh(self._header.origin, self._header.eos)
+        return self._start.copy()
 
-        Raises ValueError if the beginning of the history was forgotten.
+    def scheduler(self, step: int | None = None) -> Scheduler:
+        """The scheduler as it stood when the record of a step was made, or now: a replay's result.
+
+        With overlap the next step was committed by then. Raises IndexError for a step that is not
+        kept.
         """
-        self.check_whole()
-        inputs = self._history.inputs(0, self._history.num_inputs)
-        return replay(inputs, fresh(self.config, self._header.eos))
+        history, state = self._history, self.start()
+        if step is None:
+            return replay(history.inputs(history.first_input, history.num_inputs), state)
+        history.record(step)
+        for k in range(history.first, step + 1):
+            replay(history.inputs_of(k), state)
+        return state
 
     def check_whole(self) -> None:
         """Raise ValueError if the beginning of the history was forgotten."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from minisgl.core import Abort, Finished, Outcome, SamplingParams, StepRecord
 from minisgl.engine import travel
 from minisgl.engine.engine import Engine
 from minisgl.engine.runner import HashRunner
+from minisgl.trace import Trace
 from tests.engine.test_engine import Flaky
 from tests.hash_engine import expected, hash_engine, state
 from tests.scheduler.test_workloads import Options, Workload, engines, workloads
@@ -232,8 +234,26 @@ def test_history_is_bounded_and_what_is_left_can_be_gone_back_to() -> None:
     engine.check()
     with pytest.raises(IndexError, match=f"{first} to"):
         _ = engine.trace[0]
+    assert engine.trace.scheduler().gauges == engine.gauges
+    for k in range(first, len(engine.trace), 50):
+        assert engine.trace.scheduler(k).gauges == engine.trace[k].gauges
     with pytest.raises(ValueError, match="the first .* steps were forgotten"):
-        engine.trace.scheduler()
+        engine.trace.check_whole()
+
+
+def test_a_fork_with_smaller_steps_is_replayed_and_read_back(tmp_path: Path) -> None:
+    engine = hash_engine(num_pages=80, page_size=4)
+    for first in range(3):
+        engine.add([first + 1] * 60, SamplingParams(max_tokens=9))
+    engine.run(max_steps=3)
+    twin = engine.fork(max_step_tokens=16, policy="mixed")
+    twin.add([5] * 50, SamplingParams(max_tokens=5))
+    twin.run()
+    assert twin.trace.scheduler().gauges == twin.gauges
+    twin.trace.save(tmp_path / "twin.jsonl")
+    again = Trace.load(tmp_path / "twin.jsonl")
+    assert facts(list(again)) == facts(list(twin.trace))
+    assert again.config.max_step_tokens == 16
 
 
 def test_ten_thousand_steps_with_a_bounded_history_keep_memory_flat() -> None:
