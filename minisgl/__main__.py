@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
-from typing import Any
+from typing import Any, NoReturn
 
+from minisgl import lab
 from minisgl.config import AUTO, EngineConfig
 
 _SERVING = """\
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     serving.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
     serving.add_argument("--port", type=int, default=1919, help="port to listen at (1919)")
     serving.add_argument("--shell", action="store_true", help="chat in this terminal instead")
-    commands = top.add_subparsers(dest="command", metavar="{demo,bench}")
+    commands = top.add_subparsers(dest="command", metavar="{demo,lab,bench}")
     demo = commands.add_parser(
         "demo",
         parents=[common],
@@ -65,6 +66,25 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--picture", metavar="FILE", help="also draw who ran when, as .svg, .png or .pdf"
     )
+    notebooks = commands.add_parser(
+        "lab",
+        help="JupyterLab on the tutorials",
+        description="Open JupyterLab on the tutorials, or on FOLDER.",
+        usage="minisgl lab [option ...] [FOLDER] [-- WORD ...]",
+        epilog="What follows -- goes to jupyter lab. On a remote machine: minisgl lab "
+        "--no-browser; then, where the browser is, ssh -N -L 8888:127.0.0.1:8888 MACHINE, and "
+        "open the address that minisgl lab printed there (if its port is another: that for 8888).",
+    )
+    notebooks.add_argument("folder", nargs="?", metavar="FOLDER", help="notebooks (the tutorials)")
+    notebooks.add_argument(
+        "--no-browser", dest="browser", action="store_false", help="only print the address"
+    )
+    address = f"address to listen at ({lab.LOOPBACK})"
+    notebooks.add_argument("--ip", default=lab.LOOPBACK, help=address)
+    port = "port to listen at (8888, or the next free one)"
+    notebooks.add_argument("--port", type=int, metavar="N", help=port)
+    notebooks.add_argument("--token", metavar="WORD", help="lets a browser in (a random one)")
+    notebooks.add_argument("--allow-root", action="store_true", help="serve although you are root")
     bench = commands.add_parser(
         "bench",
         help="speed against peers, and what the host costs",
@@ -85,15 +105,30 @@ def config_of(arguments: argparse.Namespace) -> EngineConfig:
     return EngineConfig(**{name: given[name] for name in names})
 
 
+def _lab(given: argparse.Namespace, further: Sequence[str]) -> NoReturn:
+    further = [*(["--allow-root"] if given.allow_root else []), *further]
+    words = lab.command(
+        given.folder, browser=given.browser, ip=given.ip, port=given.port, further=further
+    )
+    lab.start(words, given.token)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 if it cannot be done as asked, after saying why."""
-    arguments = parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    further = words[end + 1 :]
+    arguments = parser().parse_args(words[:end])
     model = getattr(arguments, "model", "tiny")
     try:
         config = config_of(arguments)
+        if further and arguments.command != "lab":
+            raise ValueError(f"only minisgl lab takes what follows --: {' '.join(further)}")
         if arguments.command is None:
             print(_SERVING.format(model=model), file=sys.stderr)
             return 2
+        if arguments.command == "lab":
+            _lab(arguments, further)
         if arguments.command == "bench":
             from minisgl.bench import report
 
@@ -104,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         for line in demo.run(model, config, picture=arguments.picture):
             print(line, flush=True)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"minisgl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -29,7 +29,7 @@ TOP = (
     ("tokenizer", "message", "tiny"),
     ("build",),
     ("llm", "whatif"),
-    ("bench", "server", "demo"),
+    ("bench", "server", "demo", "lab"),
     ("__init__",),
     ("__main__",),
 )
