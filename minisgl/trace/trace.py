@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from minisgl.config import EngineConfig
-from minisgl.core import (
-    Added,
-    Event,
-    Finished,
-    Preempted,
-    Reused,
-    Sampled,
-    StepRecord,
-)
+from minisgl.core import Added, Event, Sampled, StepRecord
 from minisgl.registry import find
 from minisgl.scheduler.replay import fresh, replay
 from minisgl.scheduler.scheduler import Scheduler
-from minisgl.trace import file
+from minisgl.trace import file, frames
 from minisgl.trace.chrome import save_chrome
 from minisgl.trace.explain import Explanation, explain
 from minisgl.trace.history import History
+from minisgl.trace.timeline import Account, account
 
 if TYPE_CHECKING:
     import pandas
@@ -100,6 +93,13 @@ class Trace:
             raise KeyError(f"request {rid} is not in this trace")
         return lines
 
+    def timeline(self, steps: range | None = None) -> Account:
+        """Where the time went on the clock: busy and idle devices, hidden and exposed host work.
+
+        steps: of which steps alone, such as ``range(10, 20)``.
+        """
+        return account(self._history.records, steps)
+
     # ---- views -----------------------------------------------------------------------------------
 
     @property
@@ -126,87 +126,12 @@ class Trace:
         timeline, in seconds; pages: per page of the pool, at the end.
         Raises ValueError for another kind, ModuleNotFoundError without pandas (the extra [lab]).
         """
-        rows = {
-            "steps": self._steps,
-            "requests": self._requests,
-            "events": self._event_rows,
-            "spans": self._spans,
-            "pages": self._pages,
-        }
-        if kind not in rows:
-            raise ValueError(f"unknown frame {kind!r}; there are {', '.join(rows)}")
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("frames need pandas: pip install 'minisgl[lab]'") from error
-        frame: pandas.DataFrame = pandas.DataFrame(list(rows[kind]()))
-        return frame
-
-    def _steps(self) -> Iterator[Mapping[str, Any]]:
-        for record in self:
-            rows = record.batch.rows
-            decodes = sum(row.token_ids is None for row in rows)
-            yield {
-                "step": record.batch.step,
-                "prefill_rows": len(rows) - decodes,
-                "decode_rows": decodes,
-                "computed": record.batch.num_tokens,
-                "reused": sum(e.num_tokens for e in record.events if isinstance(e, Reused)),
-                "refused": len({refusal.rid for refusal in record.plan.refusals}),
-                **record.gauges._asdict(),
-                **_seconds(record),
-            }
-
-    def _requests(self) -> Iterator[Mapping[str, Any]]:
-        table: dict[int, dict[str, Any]] = {}
-        for record in self:
-            step = record.batch.step
-            for event in record.events:
-                if isinstance(event, Added):
-                    table[event.rid] = {
-                        "rid": event.rid,
-                        "prompt_len": event.prompt_len,
-                        "reused": 0,
-                        "output_len": 0,
-                        "preemptions": 0,
-                        "added": step,
-                        "first_token": None,
-                        "finished": None,
-                        "finish": None,
-                    }
-                row = table.get(getattr(event, "rid", -1))
-                if row is None:
-                    continue
-                match event:
-                    case Reused(num_tokens=reused):
-                        row["reused"] += reused
-                    case Preempted():
-                        row["preemptions"] += 1
-                    case Sampled():
-                        row["output_len"] += 1
-                        if row["first_token"] is None:
-                            row["first_token"] = step
-                    case Finished(reason=reason):
-                        row |= {"finished": step, "finish": reason}
-        yield from table.values()
-
-    def _event_rows(self) -> Iterator[Mapping[str, Any]]:
-        for record in self:
-            for event in record.events:
-                kind = type(event).__name__.lower()
-                yield {"step": record.batch.step, "event": kind, **event._asdict()}
-
-    def _spans(self) -> Iterator[Mapping[str, Any]]:
-        for record in self:
-            for span in record.spans:
-                yield {"step": record.batch.step, **span._asdict()}
-
-    def _pages(self) -> Iterator[Mapping[str, Any]]:
-        state = self.scheduler()
-        for page, holders in enumerate(state.pool.counts):
-            owners = [r.rid for r in state.running.values() if page in r.pages]
-            cached = state.pool.is_cached(page)
-            yield {"page": page, "holders": holders, "cached": cached, "requests": tuple(owners)}
+        tables, records = frames.BY_RECORDS, self._history.records
+        if kind == "pages":
+            return frames.as_frame(frames.pages(self.scheduler()))
+        if kind not in tables:
+            raise ValueError(f"unknown frame {kind!r}; there are {', '.join(tables)}, pages")
+        return frames.as_frame(tables[kind](records))
 
     def _events(self) -> Iterator[Event]:
         return (event for record in self for event in record.events)
@@ -262,15 +187,6 @@ class Trace:
     def save_chrome(self, path: str | PathLike[str]) -> None:
         """Write the timeline in Chrome's trace format, for Perfetto or chrome://tracing."""
         save_chrome(self._history.records, path)
-
-
-def _seconds(record: StepRecord) -> dict[str, float]:
-    """Seconds spent, by the host's activities and by the device lanes together."""
-    out = {"host_seconds": 0.0, "wait_seconds": 0.0, "device_seconds": 0.0}
-    for span in record.spans:
-        key = "device" if span.lane != "host" else "wait" if span.name == "wait" else "host"
-        out[f"{key}_seconds"] += span.end - span.start
-    return out
 
 
 def _sentence(event: Event) -> str:
