@@ -174,6 +174,7 @@ class Past:
 
     def __init__(self, config: EngineConfig, first: Checkpoint) -> None:
         self.history = History()
+        self.start: Scheduler | None = None  # where the history begins; None: at the beginning
         self.config = config  # that of the engine which the history began with
         every = EVERY if config.history is None else min(EVERY, max(1, config.history // 2))
         self.checkpoints = Checkpoints(first, config.snapshots << 20, every)
@@ -182,11 +183,6 @@ class Past:
     def position(self) -> tuple[int, int]:
         """Records and inputs so far."""
         return len(self.history), self.history.num_inputs
-
-    @property
-    def start(self) -> Scheduler | None:
-        """The scheduler's state where the history begins; None: before anything happened."""
-        return self.checkpoints.first.scheduler if self.history.first_input else None
 
     def add_input(self, item: Input) -> None:
         """Note what passed a door."""
@@ -208,6 +204,7 @@ class Past:
         if limit is None or len(history) - history.first <= limit + self.checkpoints.every:
             return []
         first = self.checkpoints.forget(len(history) - limit)
+        self.start = first.scheduler
         return history.forget(first.num_records, first.num_inputs)
 
     def moment(self, to: int | None, until: Condition | None) -> int:
@@ -244,7 +241,7 @@ class Past:
     def until(self, num_records: int) -> Past:
         """The past of an engine that stands at this moment."""
         twin = Past(self.config, self.checkpoints.first)
-        twin.history = self.history.cut(num_records)
+        twin.history, twin.start = self.history.cut(num_records), self.start
         twin.checkpoints = self.checkpoints.until(num_records)
         return twin
 

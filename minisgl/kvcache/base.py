@@ -47,6 +47,10 @@ class PrefixCache(Protocol):
         """
         ...
 
+    def node_of(self, page: int) -> NodeView | None:
+        """The node that has this page; None if the cache does not know it. Changes nothing."""
+        ...
+
     def unheld(self, page: int) -> None:
         """Note that nobody but the cache counts this page any more."""
         ...

@@ -32,6 +32,10 @@ class NaiveCache:
         """Keeps nothing."""
         return ()
 
+    def node_of(self, page: int) -> NodeView | None:
+        """None."""
+        return None
+
     def unheld(self, page: int) -> None:
         """It knows no page."""
 

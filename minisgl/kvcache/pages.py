@@ -70,6 +70,14 @@ class PagePool:
         """What the prefix cache knows."""
         return self._cache.nodes()
 
+    def node_of(self, page: int) -> NodeView | None:
+        """The prefix cache's node that has this page, if it knows it. Changes nothing."""
+        return self._cache.node_of(page)
+
+    def holders(self, page: int) -> int:
+        """How many hold this page."""
+        return self._counts[page]
+
     def match(self, tokens: Sequence[int], limit: int) -> list[int]:
         """The pages of the longest cached prefix, ``limit`` at most. Changes nothing."""
         return self._cache.match(tokens, limit)

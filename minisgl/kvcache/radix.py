@@ -96,6 +96,16 @@ class RadixCache:
             node = node.parent
         return tuple(new)
 
+    def node_of(self, page: int) -> NodeView | None:
+        """The node that has this page; None if the tree does not know it. Changes nothing."""
+        node = self._home.get(page)
+        if node is None:
+            return None
+        depth, above = 0, node.parent
+        while above is not None:
+            depth, above = depth + len(above.pages), above.parent
+        return self._view(node, depth)
+
     def unheld(self, page: int) -> None:
         """Note that nobody but the tree counts this page any more."""
         node = self._home[page]
@@ -159,10 +169,7 @@ class RadixCache:
         stack = [(child, 0) for child in reversed(self._root.children.values())]
         while stack:
             node, depth = stack.pop()
-            parent = node.parent
-            above = None if parent is None or parent is self._root else parent.id
-            tokens, pages = tuple(node.tokens), tuple(node.pages)
-            yield NodeView(node.id, above, depth, tokens, pages, node.last_used)
+            yield self._view(node, depth)
             below = depth + len(node.pages)
             stack += [(child, below) for child in reversed(node.children.values())]
 
@@ -191,6 +198,12 @@ class RadixCache:
                 assert node.queued, f"node {node.id} could be evicted and is not queued"
         assert seen == len(self._home), "the index knows a page that the tree does not"
         assert len({id(entry[2]) for entry in self._queue}) == len(self._queue), "queued twice"
+
+    def _view(self, node: _Node, depth: int) -> NodeView:
+        parent = node.parent
+        above = None if parent is None or parent is self._root else parent.id
+        tokens, pages = tuple(node.tokens), tuple(node.pages)
+        return NodeView(node.id, above, depth, tokens, pages, node.last_used)
 
     def _walk(self, node: _Node, tokens: list[int]) -> Iterator[tuple[_Node, int]]:
         """(node, matched pages) below ``node``, down the longest path; only the last is partial."""

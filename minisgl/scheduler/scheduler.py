@@ -94,6 +94,11 @@ class Scheduler:
         return len(self._free_slots)
 
     @property
+    def in_flight(self) -> tuple[Batch, ...]:
+        """The batches that were committed and not applied yet, the oldest first."""
+        return tuple(self._in_flight.values())
+
+    @property
     def pages_left(self) -> int:
         """Pages that are neither held nor promised."""
         return self.pool.num_free + self.pool.num_evictable - self._promised
