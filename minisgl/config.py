@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, Final, Literal, NamedTuple
 
 from minisgl.core import as_int
+from minisgl.display import Html, card, counted, table
 
 Auto = Literal["auto"]
 AUTO: Final = "auto"
@@ -134,19 +135,41 @@ class EngineConfig:
             expected_output=self.expected_output,
         )
 
+    @property
+    def policy_name(self) -> str:
+        """The policy's name, or that of the function."""
+        return self.policy if isinstance(self.policy, str) else _shown(self.policy)
+
     def __repr__(self) -> str:
         """Only what differs from the default."""
-        changed = [
-            f"{option.name}={getattr(self, option.name)!r}"
-            for option in fields(self)
-            if getattr(self, option.name) != option.default
-        ]
+        changed = (f"{name}={_shown(value)}" for name, value, _ in self._changed())
         return f"EngineConfig({', '.join(changed)})"
+
+    def _repr_html_(self) -> Html:
+        rows = [
+            (name, _shown(value), _shown(option.default), option.metadata["doc"])
+            for name, value, option in self._changed()
+        ]
+        says = f"{counted(len(rows), 'option')} of {len(fields(self))} not as by default"
+        return card("EngineConfig", says, table(("option", "is", "by default", "meaning"), rows))
+
+    def _changed(self) -> Iterator[tuple[str, object, Field[Any]]]:
+        """Each option that differs from its default: its name, its value, its field."""
+        for option in fields(self):
+            if (value := getattr(self, option.name)) != option.default:
+                yield option.name, value, option
 
     @staticmethod
     def describe() -> dict[str, str]:
         """Each option's meaning, by name."""
         return {option.name: option.metadata["doc"] for option in fields(EngineConfig)}
+
+
+def _shown(value: object) -> str:
+    """A value as one would write it; a policy of one's own by its name, which has no address."""
+    if not callable(value):
+        return repr(value)
+    return getattr(value, "__name__", type(value).__name__)
 
 
 class Limits(NamedTuple):

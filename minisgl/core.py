@@ -1,121 +1,18 @@
-"""The nouns that every room shares: immutable records and one request. No torch, no I/O, no clock.
-
-A token's position is *computed* once its key and value are in the KV pages. The step that computes
-the last known position of a request samples the token of the next one, so the last sampled token of
-a request is never fed back and needs no position.
-"""
+"""The nouns that every room shares: a request and immutable records. No torch, no I/O, no clock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from minisgl.display import Html, Part, bar, card, counted, folded, table
+from minisgl.request import FinishReason as FinishReason
+from minisgl.request import Logprob as Logprob
+from minisgl.request import Request as Request
 from minisgl.sampling import SamplingParams as SamplingParams
 from minisgl.sampling import as_int as as_int
-
-FinishReason = Literal["stop", "length", "abort", "error"]
-
-
-class Logprob(NamedTuple):
-    """How likely the model found a token, by its raw distribution: no penalty, no temperature."""
-
-    logprob: float  # natural logarithm of the probability
-    rank: int  # 1 for the likeliest; equals share the better rank
-    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their logprobs, best first
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """One generation. Owned and changed by the scheduler alone; everyone else reads it.
-
-    Public: ``rid``, ``prompt``, ``output``, ``text``, ``finish``, ``stopped_by``, ``error``,
-    ``logprobs``, ``prompt_logprobs``, ``cached``, ``sampling``, ``clipped_from``. The rest is the
-    scheduler's account of pages, slot, steps in flight and what else a row needs.
-    """
-
-    rid: int
-    tokens: list[int]  # the prompt, then every sampled token that the host has seen
-    prompt_len: int
-    sampling: SamplingParams
-    arrival: int = 0  # the step that was next when it was added
-    clipped_from: int | None = None  # the max_tokens asked for, where the context holds fewer
-    decode: Callable[[Sequence[int]], str] | None = field(default=None, repr=False)
-    finish: FinishReason | None = None
-    error: str | None = None  # what failed, where finish is "error"
-    stopped_by: int | str | None = None  # the token or the stop string, where finish is "stop"
-    cached: int = 0  # positions found in the prefix cache at its first admission
-    # the scheduler's account
-    max_len: int = field(init=False)  # positions it can ever need
-    plain: bool = True  # its rows bring nothing for sampling
-    stop_ids: frozenset[int] = frozenset()  # tokens that end it
-    text_len: int | None = None  # characters of its output before the stop string that ended it
-    scores: list[Logprob] = field(default_factory=list)  # of the output, where asked
-    prompt_scores: list[Logprob] = field(default_factory=list)  # of prompt[1:], as far as computed
-    slot: int | None = None  # row of the device tables while it runs
-    pages: list[int] = field(default_factory=list)  # page i holds positions [i*P, (i+1)*P)
-    promised: int = 0  # further pages the pool keeps for it
-    prefill_end: int = 0  # tokens known at admission; later inputs are already on the device
-    scheduled: int = 0  # positions [0, scheduled) are computed or in flight
-    shared: int = 0  # its first pages that are the prefix cache's own
-    in_flight: int = 0  # launched and not yet collected steps that name it
-    preempting: bool = False  # pages and slot go back once nothing is in flight
-    preemptions: int = 0
-    tainted: bool = False  # a failed step may have written its pages
-
-    def __post_init__(self) -> None:
-        self.max_len = self.prompt_len + max(self.sampling.max_tokens, 1) - 1
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """The prompt's token ids."""
-        return tuple(self.tokens[: self.prompt_len])
-
-    @property
-    def output(self) -> tuple[int, ...]:
-        """The generated token ids, a stop token included."""
-        return tuple(self.tokens[self.prompt_len :])
-
-    @property
-    def text(self) -> str:
-        """The generated text so far, without the token that stopped it.
-
-        A stop string and all after it are left out. Raises ValueError if the model was loaded
-        without a tokenizer.
-        """
-        if self.decode is None:
-            raise ValueError(f"request {self.rid}: this model has no tokenizer; read .output")
-        output = self.output
-        if self.text_len is not None:
-            return self.decode(output)[: self.text_len]
-        return self.decode(output[:-1] if self.finish == "stop" else output)
-
-    @property
-    def logprobs(self) -> tuple[Logprob, ...] | None:
-        """One for each output token; None if they were not asked for."""
-        return None if self.sampling.logprobs is None else tuple(self.scores)
-
-    @property
-    def prompt_logprobs(self) -> tuple[Logprob | None, ...] | None:
-        """One for each prompt token computed so far, None for the first, which nothing precedes.
-
-        None if they were not asked for.
-        """
-        if self.sampling.prompt_logprobs is None:
-            return None
-        return (None, *self.prompt_scores)
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether logprobs of its prompt are still to come: then it reuses no cached page."""
-        asked = self.sampling.prompt_logprobs is not None
-        return asked and len(self.prompt_scores) < self.prompt_len - 1
-
-    def __repr__(self) -> str:
-        state = self.finish or ("waiting" if self.slot is None else "running")
-        made = len(self.tokens) - self.prompt_len
-        return f"Request({self.rid}: {state}, prompt {self.prompt_len}, output {made})"
 
 
 class Why(Enum):
@@ -144,10 +41,19 @@ class Refusal(NamedTuple):
     left: int | None = None
     by: int | None = None  # the request that is in the way
 
+    @property
+    def reason(self) -> str:
+        """Why it waits, in words."""
+        return self.why.value.format(asked=self.asked, left=self.left, by=self.by)
+
     def __str__(self) -> str:
-        return f"r{self.rid} waits: " + self.why.value.format(
-            asked=self.asked, left=self.left, by=self.by
-        )
+        return f"r{self.rid} waits: {self.reason}"
+
+    def __repr__(self) -> str:
+        """As one would write it: the numbers that this check has, and no others."""
+        numbers = {"asked": self.asked, "left": self.left, "by": self.by}
+        known = "".join(f", {name}={n}" for name, n in numbers.items() if n is not None)
+        return f"Refusal({self.rid}, {self.why}{known})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +75,24 @@ class Plan:
     def without(self, *rids: int) -> Plan:
         """The same plan with these requests' rows left out: the simplest edit by hand."""
         return replace(self, rows=tuple(row for row in self.rows if row[0] not in rids))
+
+    def _repr_html_(self) -> Html:
+        positions = counted(sum(length for _, length in self.rows), "position")
+        says = f"{counted(len(self.rows), 'row')}, {positions}" if self.rows else "runs nothing"
+        rows = ((f"r{rid}", length) for rid, length in self.rows)
+        out = ((f"r{rid}", "gives its pages back first") for rid in self.preempt)
+        return card(
+            "Plan", says, table(("request", "positions"), rows), table((), out), self._waits()
+        )
+
+    def _waits(self) -> Html:
+        """Who does not run, and all that is in the way."""
+        why: dict[int, list[str]] = {}
+        for refusal in self.refusals:
+            why.setdefault(refusal.rid, []).append(refusal.reason)
+        return table(
+            ("waits", "because"), ((f"r{rid}", "; ".join(reasons)) for rid, reasons in why.items())
+        )
 
 
 class Draw(NamedTuple):
@@ -210,6 +134,42 @@ class Batch(NamedTuple):
     def num_tokens(self) -> int:
         """Positions the batch computes."""
         return sum(row.length for row in self.rows)
+
+    @property
+    def words(self) -> str:
+        """What it computes: ``prefill r3[0:256]; decode 6``."""
+        prefills = [row for row in self.rows if row.token_ids is not None]
+        chunks = [f"r{row.rid}[{row.start}:{row.start + row.length}]" for row in prefills]
+        parts = ["prefill " + " ".join(chunks)] if chunks else []
+        if decodes := len(self.rows) - len(prefills):
+            parts.append(f"decode {decodes}")
+        return "; ".join(parts)
+
+    def __repr__(self) -> str:
+        return f"Batch(step {self.step}: {self.words or 'nothing to compute'})"
+
+    def _repr_html_(self) -> Html:
+        says = f"{counted(len(self.rows), 'row')}, {counted(self.num_tokens, 'position')}"
+        return card(f"Batch of step {self.step}", says, self._drawn(()))
+
+    def _drawn(self, tokens: Sequence[int | None]) -> Html:
+        """Its positions by request, and its rows; beside these the tokens that came back."""
+        chunks = [row for row in self.rows if row.token_ids is not None]
+        parts = [Part(f"r{row.rid}", row.length, "prefill") for row in chunks]
+        parts.append(Part("decode", len(self.rows) - len(chunks), "decode"))
+        heads = ("request", "computes", "from", "to", "new pages", *("token",) * bool(tokens))
+        rows = (
+            (
+                f"r{row.rid}",
+                "decode" if row.token_ids is None else "prefill",
+                row.start,
+                row.start + row.length,
+                ", ".join(map(str, row.new_pages)),
+                *tokens[i : i + 1],
+            )
+            for i, row in enumerate(self.rows)
+        )
+        return Html(bar("positions computed", parts) + table(heads, rows))
 
 
 class Span(NamedTuple):
@@ -320,6 +280,9 @@ class Gauges(NamedTuple):
     waiting: int
     running: int
 
+    def _repr_html_(self) -> Html:
+        return table([name.replace("_", " ") for name in self._fields], [self])
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
@@ -338,13 +301,7 @@ class StepRecord:
 
     def __repr__(self) -> str:
         """The step in one sentence."""
-        parts = []
-        prefills = [row for row in self.batch.rows if row.token_ids is not None]
-        if prefills:
-            chunks = [f"r{row.rid}[{row.start}:{row.start + row.length}]" for row in prefills]
-            parts.append("prefill " + " ".join(chunks))
-        if decodes := len(self.batch.rows) - len(prefills):
-            parts.append(f"decode {decodes}")
+        parts = [self.batch.words] if self.batch.rows else []
         reused = [event for event in self.events if isinstance(event, Reused)]
         parts += [f"r{event.rid} reuses {event.num_tokens} tokens" for event in reused]
         if gone := sum(len(event.pages) for event in self.events if isinstance(event, Evicted)):
@@ -353,6 +310,20 @@ class StepRecord:
         parts += [f"r{event.rid} ends ({event.reason})" for event in ended]
         parts += [str(refusal) for refusal in self.plan.refusals]
         return f"step {self.batch.step}: " + ("; ".join(parts) or "nothing computed")
+
+    def _repr_html_(self) -> Html:
+        error = () if self.outcome.error is None else (("failed", self.outcome.error),)
+        events = [event for event in self.events if not isinstance(event, Sampled)]
+        happened = ((type(event).__name__, repr(event).partition("(")[2][:-1]) for event in events)
+        return card(
+            f"Step {self.batch.step}",
+            repr(self).partition(": ")[2],
+            table((), error),
+            self.batch._drawn(self.outcome.tokens),
+            self.plan._waits(),
+            self.gauges._repr_html_(),
+            folded(counted(len(events), "event") + " besides tokens", table((), happened)),
+        )
 
 
 class Add(NamedTuple):

@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "minisgl"
 
 # Rooms upwards. A room imports itself and what stands before it; rooms on one floor share nothing.
-GROUND = (("sampling",), ("core",), ("config", "registry"))
+GROUND = (("sampling", "display"), ("request",), ("core",), ("config", "registry"))
 HOST = (("kvcache",), ("scheduler",), ("trace",), ("engine",))
 TORCH = (
     ("kernel", "distributed"),

@@ -33,6 +33,7 @@ from minisgl.core import (
     as_int,
 )
 from minisgl.engine.breakpoint import Breakpoint, Condition
+from minisgl.engine.card import engine_card
 from minisgl.engine.codec import Codec
 from minisgl.engine.interrupts import Held
 from minisgl.engine.prompt import Prompt, needed, token_ids
@@ -381,6 +382,9 @@ class Engine:
             f"running, {len(self._in_flight)} in flight; {gauges.free_pages} pages free, "
             f"{gauges.cached_pages} cached)"
         )
+
+    def _repr_html_(self) -> str:
+        return engine_card(repr(self)[7:-1], self.config, self.gauges, self._requests)
 
     # ---- inside ----------------------------------------------------------------------------------
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from minisgl import display
 from minisgl.core import Added, Finished, Refusal, StepRecord, Why
+from minisgl.trace.frames import as_frame
+
+if TYPE_CHECKING:
+    import pandas
 
 
 class Part(NamedTuple):
@@ -24,6 +29,11 @@ class Part(NamedTuple):
     def cause(self) -> str:
         """What it did, or the first reason why it waited."""
         return self.refusals[0].why.name.lower() if self.refusals else self.doing
+
+    @property
+    def words(self) -> str:
+        """Every refusal's sentence; "" where it was not refused."""
+        return "; ".join(refusal.reason for refusal in self.refusals)
 
 
 class Explanation:
@@ -47,6 +57,38 @@ class Explanation:
         lines = [f"r{self.rid}: {self.latency} steps{state}"]
         lines += [f"{steps:>6}  {cause}" for cause, steps in self.parts.items()]
         return "\n".join(lines)
+
+    def _repr_html_(self) -> display.Html:
+        parts = [
+            display.Part(cause, steps, cause if cause in ("prefill", "decode") else "waiting")
+            for cause, steps in self.parts.items()
+        ]
+        rows = (
+            (
+                display.swatch(state, cause),
+                steps,
+                f"{steps / self.latency:.0%}",
+                next(part.words for part in self.steps if part.cause == cause),
+            )
+            for cause, steps, state in parts
+        )
+        state = "" if self.finished else " so far"
+        return display.card(
+            f"r{self.rid}",
+            display.counted(self.latency, "step") + state,
+            display.bar("steps", parts),
+            display.table(("cause", "steps", "share", "at first"), rows),
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A pandas frame with a row per step: what the request did, the cause, every refusal.
+
+        Raises ModuleNotFoundError without pandas (the extra [lab]).
+        """
+        return as_frame(
+            {"step": p.step, "doing": p.doing, "cause": p.cause, "refusals": p.words}
+            for p in self.steps
+        )
 
 
 def explain(records: Sequence[StepRecord], rid: int) -> Explanation:

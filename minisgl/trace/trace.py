@@ -12,6 +12,7 @@ from minisgl.registry import find
 from minisgl.scheduler.replay import fresh, replay
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace import file, frames
+from minisgl.trace.card import trace_card
 from minisgl.trace.chrome import save_chrome
 from minisgl.trace.explain import Explanation, explain
 from minisgl.trace.history import History
@@ -71,6 +72,9 @@ class Trace:
         requests = sum(isinstance(event, Added) for event in self._events())
         first = f" from step {self._history.first}" if self._history.first else ""
         return f"Trace({len(self)} steps, {requests} requests{first})"
+
+    def _repr_html_(self) -> str:
+        return trace_card(repr(self)[6:-1], self.model, self._history.records)
 
     # ---- words -----------------------------------------------------------------------------------
 
