@@ -150,8 +150,9 @@ class EngineConfig:
             (name, _shown(value), _shown(option.default), option.metadata["doc"])
             for name, value, option in self._changed()
         ]
-        says = f"{counted(len(rows), 'option')} of {len(fields(self))} not as by default"
-        return card("EngineConfig", says, table(("option", "is", "by default", "meaning"), rows))
+        same = len(fields(self)) - len(rows)
+        says = f"{counted(len(rows), 'option')} set, {same} as by default"
+        return card("EngineConfig", says, table(("option", "value", "default", "meaning"), rows))
 
     def _changed(self) -> Iterator[tuple[str, object, Field[Any]]]:
         """Each option that differs from its default: its name, its value, its field."""

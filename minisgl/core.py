@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from minisgl.display import Html, Part, bar, card, counted, folded, table
+from minisgl.display import Html, Part, bar, card, counted, folded, line, table
 from minisgl.request import FinishReason as FinishReason
 from minisgl.request import Logprob as Logprob
 from minisgl.request import Request as Request
@@ -281,7 +281,12 @@ class Gauges(NamedTuple):
     running: int
 
     def _repr_html_(self) -> Html:
-        return table([name.replace("_", " ") for name in self._fields], [self])
+        return table((), ((name.replace("_", " "), n) for name, n in self._asdict().items()))
+
+    @property
+    def words(self) -> str:
+        """All six in a line: ``free pages 7, cached pages 2, ...``."""
+        return ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in self._asdict().items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +326,7 @@ class StepRecord:
             table((), error),
             self.batch._drawn(self.outcome.tokens),
             self.plan._waits(),
-            self.gauges._repr_html_(),
+            line(f"Afterwards: {self.gauges.words}"),
             folded(counted(len(events), "event") + " besides tokens", table((), happened)),
         )
 

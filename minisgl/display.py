@@ -77,6 +77,11 @@ def card(title: str, says: object, *parts: Html) -> Html:
     return Html(f"<div><div><b>{escape(title)}</b> {escape(says)}</div>{''.join(parts)}</div>")
 
 
+def line(text: object) -> Html:
+    """A line of its own."""
+    return Html(f"<div>{escape(text)}</div>")
+
+
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], total: int | None = None) -> Html:
     """Rows under heads, the first cell of each naming it; none at all gives nothing.
 
@@ -88,7 +93,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], total: int | N
     if not shown:
         return Html()
     more = sum(1 for _ in rest) if total is None else total - len(shown)
-    lines = ["<table>"]
+    lines = ['<table style="margin:4px 0">']
     if heads:
         named = zip(heads, shown[0], strict=True)
         cells = (f'<th scope="col"{_side(cell)}>{escape(head)}</th>' for head, cell in named)

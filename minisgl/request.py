@@ -145,6 +145,9 @@ class Request:
             ("output", self.text if self.decode else self.shown(self.output)),
             ("sampling", ", ".join(asked) or "as by default"),
         ]
+        if self.clipped_from is not None:
+            fits = f"max_tokens {self.clipped_from} asked, {self.sampling.max_tokens} fit"
+            facts.append(("clipped", fits))
         if self.error is not None:
             facts.append(("error", self.error))
         says = f"{self.state}: prompt {self.prompt_len}, output {made}"

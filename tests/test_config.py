@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import pytest
 
 from minisgl.config import EngineConfig, Hardware, ModelFacts, resolve
 from minisgl.registry import find, names
+from tests.seen import Seen
 
 LAPTOP = Hardware(cores=4, memory=8 << 30)
 SERVER = Hardware(cores=16, memory=128 << 30, gpus=("H200",), gpu_memory=140 << 30)
@@ -103,6 +105,26 @@ def test_a_configuration_shows_what_differs_and_explains_each_option() -> None:
     config = EngineConfig(overlap=False, num_pages=8)
     assert repr(config) == "EngineConfig(overlap=False, num_pages=8)"
     assert repr(EngineConfig()) == "EngineConfig()"
+
+
+def test_a_policy_of_ones_own_is_shown_by_its_name_without_an_address() -> None:
+    def mine(ledger: Any) -> Any: ...
+
+    assert repr(EngineConfig(policy=mine)) == "EngineConfig(policy=mine)"
+    assert repr(EngineConfig(policy=partial(mine))) == "EngineConfig(policy=partial)"
+    assert EngineConfig(policy=mine).policy_name == "mine"
+    assert EngineConfig(policy="mixed").policy_name == "mixed"
+
+
+def test_a_notebook_shows_what_differs_from_the_default_and_what_it_means() -> None:
+    seen = Seen(EngineConfig(overlap=False, num_pages=8)._repr_html_())
+    assert f"2 options set, {len(fields(EngineConfig)) - 2} as by default" in seen.words
+    means = EngineConfig.describe()
+    assert seen.tables[0][1:] == [
+        ["overlap", "False", "True", means["overlap"]],
+        ["num_pages", "8", "'auto'", means["num_pages"]],
+    ]
+    assert "0 options set" in Seen(EngineConfig()._repr_html_()).words
     assert set(EngineConfig.describe()) == {option.name for option in fields(EngineConfig)}
     assert all(EngineConfig.describe().values())
 

@@ -7,7 +7,7 @@ from itertools import chain, islice
 
 from minisgl.config import EngineConfig
 from minisgl.core import Gauges, Request
-from minisgl.display import MOST, Html, Part, bar, card, counted, table
+from minisgl.display import MOST, Html, Part, bar, card, counted, line, table
 
 
 def engine_card(
@@ -19,19 +19,18 @@ def engine_card(
     """
     free, evictable = gauges.free_pages, gauges.evictable_pages
     pages = (
-        Part("held by requests", config.limits.num_pages - free - evictable, "prefill"),
+        Part("held", config.limits.num_pages - free - evictable, "prefill"),
         Part("evictable", evictable, "evictable"),
         Part("free", free, "free"),
     )
     toggles = (
-        ("policy", config.policy_name),
-        ("admission", config.admission),
-        ("overlap", "on" if config.overlap else "off"),
-        ("prefix cache", config.prefix_cache),
-        ("chunked prefill", "on" if config.chunked_prefill else "off"),
-        ("pages", f"{config.limits.num_pages} of {counted(config.page_size, 'position')}"),
+        f"policy {config.policy_name}",
+        f"admission {config.admission}",
+        "overlap" if config.overlap else "no overlap",
+        f"{config.prefix_cache} prefix cache",
+        "chunked prefill" if config.chunked_prefill else "no chunked prefill",
+        f"{config.limits.num_pages} pages of {counted(config.page_size, 'position')}",
     )
-    chosen = ", ".join(f"{name} {value}" for name, value in toggles)
     by_state: dict[str, list[Request]] = {"running": [], "waiting": [], "over": []}
     for request in requests.values():
         by_state.get(request.state, by_state["over"]).append(request)
@@ -41,7 +40,7 @@ def engine_card(
     return card(
         "Engine",
         says,
-        table((), [("toggles", chosen)]),
+        line(" · ".join(toggles)),
         bar("pages", pages),
         table(heads, islice(rows, MOST), len(requests)),
     )

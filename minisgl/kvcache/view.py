@@ -50,7 +50,7 @@ class CacheView:
         pool, total = self._pool, len(self)
         held = pool.num_cached - pool.num_evictable
         pages = (
-            Part("held by requests", held, "prefill"),
+            Part("held", held, "prefill"),
             Part("evictable", pool.num_evictable, "evictable"),
             Part("not cached", pool.num_pages - pool.num_cached, "free"),
         )
@@ -58,14 +58,13 @@ class CacheView:
             (
                 Html("&emsp;" * min(level, _INDENTS) + escape(self._text(node))),
                 level,
-                len(node.tokens),
                 len(node.pages),
                 holders,
                 node.last_used,
             )
             for level, node, holders in self._leveled()
         )
-        heads = ("text", "level", "tokens", "pages", "requests holding", "last used in step")
+        heads = ("text", "level", "pages", "held by", "last used")
         says = f"{counted(total, 'node')}, {pool.num_cached} of {pool.num_pages} pages"
         return card("Prefix cache", says, bar("pages", pages), table(heads, rows, total))
 

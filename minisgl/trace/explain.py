@@ -74,7 +74,7 @@ class Explanation:
         )
         state = "" if self.finished else " so far"
         return display.card(
-            f"r{self.rid}",
+            f"Request {self.rid}",
             display.counted(self.latency, "step") + state,
             display.bar("steps", parts),
             display.table(("cause", "steps", "share", "at first"), rows),
@@ -102,7 +102,7 @@ def explain(records: Sequence[StepRecord], rid: int) -> Explanation:
                 arrival = event.step
         if arrival is None:
             continue
-        parts.append(_part(record, rid, arrival))
+        parts.append(part(record, rid, arrival))
         if any(isinstance(event, Finished) for event in events):
             ended = True
             break
@@ -111,7 +111,11 @@ def explain(records: Sequence[StepRecord], rid: int) -> Explanation:
     return Explanation(rid, parts, ended)
 
 
-def _part(record: StepRecord, rid: int, arrival: int) -> Part:
+def part(record: StepRecord, rid: int, arrival: int) -> Part:
+    """What a request that had not ended did in one step, or why it waited.
+
+    arrival: the first step that could be planned with it.
+    """
     step, plan = record.batch.step, record.plan
     if step < arrival:
         return Part(step, "launched before")
