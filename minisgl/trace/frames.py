@@ -11,6 +11,8 @@ from minisgl.scheduler.scheduler import Scheduler
 if TYPE_CHECKING:
     import pandas
 
+SHOWN: Final = 12  # lines of a long list that its repr shows; to_frame has all
+
 Rows = Iterator[Mapping[str, Any]]
 
 

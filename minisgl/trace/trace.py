@@ -16,6 +16,8 @@ from minisgl.trace.card import trace_card
 from minisgl.trace.chrome import save_chrome
 from minisgl.trace.explain import Explanation, explain
 from minisgl.trace.history import History
+from minisgl.trace.regret import Regrets, regret
+from minisgl.trace.reuse import Reuses, reuse
 from minisgl.trace.timeline import Account, account
 
 if TYPE_CHECKING:
@@ -103,6 +105,17 @@ class Trace:
         steps: of which steps alone, such as ``range(10, 20)``.
         """
         return account(self._history.records, steps)
+
+    # ---- the prefix cache ------------------------------------------------------------------------
+
+    def reuse(self) -> Reuses:
+        """What each request found in the prefix cache, who had computed it, and what it saved."""
+        return reuse(self._history.records, self.start())
+
+    def regret(self) -> Regrets:
+        """What was evicted and computed again: by whom, for whom, when, and how much."""
+        history = self._history
+        return regret(history.inputs(history.first_input, history.num_inputs), self.start())
 
     # ---- views -----------------------------------------------------------------------------------
 
