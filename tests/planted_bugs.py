@@ -337,6 +337,20 @@ BUGS += [
         "        before = {",
     ),
     Bug(
+        "a notebook runs what a prompt says",
+        "minisgl/display.py",
+        "html.escape(visible(str(value)))",
+        "visible(str(value))",
+        ("tests/test_display.py", "tests/engine/test_card.py"),
+    ),
+    Bug(
+        "a request's bar counts a cached prefix as computed",
+        "minisgl/request.py",
+        "reused = min(self.cached, done)",
+        "reused = 0",
+        ("tests/test_request.py",),
+    ),
+    Bug(
         "a stream shows the beginning of a stop string",
         "minisgl/llm.py",
         "ready = max(0, len(held) - held_len)",

@@ -6,7 +6,7 @@ import html
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minisgl.display import (
@@ -80,6 +80,8 @@ def test_hostile_text_stays_text_wherever_it_is_put(make: Any) -> None:
 
 
 @given(st.lists(st.tuples(st.text(), st.integers(), st.none()), max_size=3 * MOST))
+@example([("a", i, None) for i in range(MOST)])
+@example([("a", i, None) for i in range(MOST + 1)])
 def test_a_table_shows_its_first_rows_and_says_how_many_more(rows: list[tuple[Any, ...]]) -> None:
     page = table(("name", "number", "nothing"), rows)
     if not rows:
@@ -119,9 +121,9 @@ def test_a_bar_says_all_that_it_draws(some: list[Part]) -> None:
 
 
 def test_parts_beyond_the_most_are_put_together_by_state() -> None:
-    many = [Part(f"r{i}", 1, "prefill" if i % 2 else "decode") for i in range(MOST + 5)]
+    many = [Part(f"r{i}", 7, "prefill" if i % 2 else "decode") for i in range(MOST + 5)]
     seen = Seen(bar("rows", many))
-    assert "3 more, together 3" in seen.words and "2 more, together 2" in seen.words
+    assert "3 more, together 21" in seen.words and "2 more, together 14" in seen.words
     assert [s["background-color"] for s in seen.styles[-2:]] == [
         STATES["decode"],
         STATES["prefill"],

@@ -33,7 +33,7 @@ def test_a_requests_bar_is_its_whole_life(workload: Workload, options: Options, 
         of_prompt = ("reused", "prefill", "prompt to come")
         assert sum(parts.get(name, 0) for name in of_prompt) == request.prompt_len
         assert parts.get("output", 0) == len(request.output)
-        if request.slot is not None and not request.preemptions:
+        if not request.preemptions:
             assert parts.get("reused", 0) == request.cached
         if request.finish is None:
             to_come = request.sampling.max_tokens - len(request.output)
@@ -67,6 +67,20 @@ def test_text_and_errors_of_a_request_stay_text_and_are_cut() -> None:
     assert facts["prompt"].startswith("<script>alert(1)</script>\\x1b[2J\\u202e")
     assert facts["prompt"].endswith("…") and len(page) < 6_000
     assert facts["error"] == "<script>alert(1)</script>\\x1b[2J\\u202e"
+
+
+def test_what_the_cache_gave_is_a_part_of_its_own() -> None:
+    engine = hash_engine(page_size=2, depth=1)
+    longest = SamplingParams(max_tokens=5, ignore_eos=True)
+    engine.add([1, 2, 3, 4, 5], longest)
+    engine.step()
+    second = engine.add([1, 2, 3, 4, 6], longest)
+    engine.step()
+    assert second.cached == 4
+    parts = {"reused": 4, "prefill": 1, "output": 1, "at most to come": 4}
+    assert life(second) == parts
+    engine.run()
+    assert life(second) == {"reused": 4, "prefill": 1, "output": 5}
 
 
 def test_an_aborted_request_says_what_was_never_computed() -> None:
