@@ -334,6 +334,16 @@ class Engine:
         return self._codec
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return self._vocab_size
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """The token ids that end a text."""
+        return frozenset(self._scheduler.eos)
+
+    @property
     def gauges(self) -> Gauges:
         """Pages and requests in numbers."""
         return self._scheduler.gauges
