@@ -24,6 +24,7 @@ from minisgl.core import (
     StepRecord,
     Why,
 )
+from minisgl.inspector.show import inspect
 from minisgl.trace import Trace
 
 from minisgl.build import load  # isort: skip  (a top room: it stands on all that is above)
@@ -46,6 +47,7 @@ __all__ = [
     "StepRecord",
     "Trace",
     "Why",
+    "inspect",
     "load",
     "replay",
 ]

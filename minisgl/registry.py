@@ -32,6 +32,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
     "view": {  # what a trace can show of itself, for the views stand above it
         "plot": "minisgl.inspector.plot:Plot",
         "page": "minisgl.inspector.page:save_html",
+        "both": "minisgl.inspector.show:inspect_both",
     },
     "embedded": {"tiny": "minisgl.tiny:path"},  # models that come with the package
     "model": {  # the names in config.json's "architectures"

@@ -109,28 +109,32 @@ class Engine:
 
     # ---- requests --------------------------------------------------------------------------------
 
-    def add(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Request:
+    def add(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, *, rid: int | None = None
+    ) -> Request:
         """Queue a request: a text, a list of token ids, or a chat (a list of messages).
 
         One that is sampled without a seed gets one; ``request.sampling.seed`` says which.
+        rid: its number, where it has one already; above every one so far. The next by default.
         Raises TypeError for a prompt of another kind, ValueError for one that can never run.
         """
         self._check_open()
+        number = self._next_rid if rid is None else as_int("rid", rid, self._next_rid)
         if sampling is not None and not isinstance(sampling, SamplingParams):
             raise TypeError(f"sampling must be SamplingParams, got {sampling!r}")
         params = sampling or SamplingParams()
         if params.stop:
             needed(self._codec)
         if not params.greedy and params.seed is None:
-            params = replace(params, seed=request_seed(self.config.seed, self._next_rid))
+            params = replace(params, seed=request_seed(self.config.seed, number))
         ids = token_ids(prompt, self._codec, self._vocab_size)
-        item = Add(self._next_rid, ids, params)
+        item = Add(number, ids, params)
         with self._held:
             request, events = self._scheduler.add(item)
             request.decode = self._codec.decode if self._codec else None
             self._stops.watch(request)
             self._past.add_input(item)
-            self._next_rid += 1
+            self._next_rid = number + 1
             self._requests[item.rid] = request
             self._events += events
         return request
@@ -329,6 +333,16 @@ class Engine:
         return tuple(self._scheduler.waiting.values())
 
     @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return self._scheduler.busy
+
+    @property
+    def running(self) -> tuple[Request, ...]:
+        """The requests that hold a slot, by admission."""
+        return tuple(self._scheduler.running.values())
+
+    @property
     def codec(self) -> Codec | None:
         """What turns text into token ids and back; None without tokenizer files."""
         return self._codec
@@ -373,6 +387,11 @@ class Engine:
         """Give back the runner's memory and threads; what was recorded stays readable."""
         self._closed = True
         self._runner.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
 
     def __enter__(self) -> Engine:
         return self
