@@ -16,13 +16,20 @@ SHOWN: Final = 12  # lines of a long list that its repr shows; to_frame has all
 Rows = Iterator[Mapping[str, Any]]
 
 
-def as_frame(rows: Iterable[Mapping[str, Any]]) -> pandas.DataFrame:
-    """Rows as a pandas frame. Raises ModuleNotFoundError, naming the way out, without pandas."""
+def as_frame(
+    rows: Iterable[Mapping[str, Any]], columns: Iterable[str] | None = None
+) -> pandas.DataFrame:
+    """Rows as a pandas frame. Raises ModuleNotFoundError, naming the way out, without pandas.
+
+    columns: their names, for there may be no rows.
+    """
     try:
         import pandas
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("frames need pandas: pip install 'minisgl[lab]'") from error
-    frame: pandas.DataFrame = pandas.DataFrame(list(rows))
+    frame: pandas.DataFrame = pandas.DataFrame(
+        list(rows), columns=None if columns is None else list(columns)
+    )
     return frame
 
 

@@ -22,6 +22,7 @@ from minisgl.core import (
     Reused,
     Row,
 )
+from minisgl.display import Html, card, table
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace.frames import SHOWN, as_frame
 from minisgl.trace.provenance import Owners, taken
@@ -65,7 +66,7 @@ class Regrets:
 
     def to_frame(self) -> pandas.DataFrame:
         """A row for each ``Regret``."""
-        return as_frame(self._rows())
+        return as_frame(self._rows(), Regret._fields)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         return (regret._asdict() for regret in self.regrets)
@@ -75,17 +76,27 @@ class Regrets:
             f"{self.tokens} of {self.computed} prompt tokens computed had been evicted before; "
             f"{self.evicted} tokens were evicted in all"
         ]
-        largest = sorted(self.regrets, key=lambda regret: -regret.tokens)[:SHOWN]
+        largest = self._largest()
         for at, needing, owner, again, when, tokens in largest:
-            whose = "earlier requests" if owner is None else f"r{owner}"
-            needed = ", ".join(f"r{rid}" for rid in needing)
             lines.append(
-                f"step {at} evicted {tokens} tokens of {whose} for {needed}; "
+                f"step {at} evicted {tokens} tokens of {_owner(owner)} for {_names(needing)}; "
                 f"r{again} computed them again from step {when}"
             )
         if more := len(self.regrets) - len(largest):
             lines.append(f"... and {more} smaller ones: see to_frame()")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> Html:
+        says, *_ = repr(self).splitlines()
+        heads = ("evicted in step", "for", "of", "tokens", "computed again by", "from step")
+        rows = (
+            (at, _names(needing), _owner(owner), tokens, f"r{again}", when)
+            for at, needing, owner, again, when, tokens in self._largest()
+        )
+        return card("Regret", says, table(heads, rows, len(self.regrets)))
+
+    def _largest(self) -> list[Regret]:
+        return sorted(self.regrets, key=lambda regret: -regret.tokens)[:SHOWN]
 
 
 class _Lost(NamedTuple):
@@ -219,3 +230,11 @@ class _Watch:
 
     def _number(self, before: int | None, tokens: tuple[int, ...]) -> int:
         return self._numbers.setdefault((before, tokens), len(self._numbers))
+
+
+def _owner(rid: int | None) -> str:
+    return "earlier requests" if rid is None else f"r{rid}"
+
+
+def _names(rids: Iterable[int]) -> str:
+    return ", ".join(f"r{rid}" for rid in rids)

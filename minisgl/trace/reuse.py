@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minisgl.core import Admitted, Reused, StepRecord
+from minisgl.display import Html, Part, bar, card, table
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace.cost import seconds_per_token
 from minisgl.trace.frames import SHOWN, as_frame
@@ -73,7 +74,7 @@ class Reuses:
 
     def to_frame(self) -> pandas.DataFrame:
         """A row per request; ``sources`` is a tuple of (rid, tokens)."""
-        return as_frame(self._rows())
+        return as_frame(self._rows(), Reuse._fields)
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for request in self.requests:
@@ -85,11 +86,18 @@ class Reuses:
         lines = [f"{self.reused} of {asked} prompt tokens reused ({100 * self.share:.1f} %)"]
         found = [request for request in self.requests if request.reused]
         for request in found[:SHOWN]:
-            parts = [f"{source.tokens} of {_name(source.rid)}" for source in request.sources]
-            lines.append(f"r{request.rid}: {request.reused} tokens: {', '.join(parts)}")
+            lines.append(f"r{request.rid}: {request.reused} tokens: {_parts(request.sources)}")
         if len(found) > SHOWN:
             lines.append(f"... and {len(found) - SHOWN} more requests: see to_frame()")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> Html:
+        found = [request for request in self.requests if request.reused]
+        says, *_ = repr(self).splitlines()
+        parts = (Part("reused", self.reused, "reused"), Part("computed", self.computed, "prefill"))
+        rows = ((f"r{r.rid}", r.reused, r.computed, _parts(r.sources)) for r in found)
+        heads = ("request", "reused", "computed", "of what was computed by")
+        return card("Reuse", says, bar("prompt tokens", parts), table(heads, rows))
 
 
 def reuse(records: Sequence[StepRecord], start: Scheduler) -> Reuses:
@@ -120,6 +128,10 @@ def reuse(records: Sequence[StepRecord], start: Scheduler) -> Reuses:
         by = tuple(Source(owner, tokens) for owner, tokens in parts)
         requests.append(Reuse(rid, found.total(), computed[rid], by, cost * found.total()))
     return Reuses(tuple(requests), cost)
+
+
+def _parts(sources: Iterable[Source]) -> str:
+    return ", ".join(f"{source.tokens} of {_name(source.rid)}" for source in sources)
 
 
 def _name(rid: int | None) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from minisgl.core import StepRecord
+from minisgl.display import Html, card, line, table
 from minisgl.trace.frames import as_frame
 
 if TYPE_CHECKING:
@@ -105,6 +106,12 @@ class Account:
     def to_frame(self) -> pandas.DataFrame:
         """A row for each lane and what it did: ``lane``, ``doing``, ``seconds``."""
         return as_frame(self._rows())
+
+    def _repr_html_(self) -> Html:
+        says, *more = repr(self).splitlines()
+        rows = ((row["lane"], row["doing"], _time(row["seconds"])) for row in self._rows())
+        heads = ("lane", "doing", "time")
+        return card("Timeline", says, *map(line, more), table(heads, rows))
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for lane in self.lanes:

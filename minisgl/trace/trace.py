@@ -14,6 +14,7 @@ from minisgl.scheduler.scheduler import Scheduler
 from minisgl.trace import file, frames
 from minisgl.trace.card import trace_card
 from minisgl.trace.chrome import save_chrome
+from minisgl.trace.describe import Description, describe
 from minisgl.trace.explain import Explanation, explain
 from minisgl.trace.history import History
 from minisgl.trace.regret import Regrets, regret
@@ -98,6 +99,15 @@ class Trace:
         if not lines:
             raise KeyError(f"request {rid} is not in this trace")
         return lines
+
+    def describe(self, times: bool = False) -> Description:
+        """The run in words: who came, what was computed and reused, who waited longest and why.
+
+        times: tell the shares of the timeline too; without them equal runs read alike.
+        """
+        records, pages = self._history.records, self.config.limits.num_pages
+        timeline = self.timeline() if times else None
+        return describe(records, pages, self.regret().tokens, timeline)
 
     def timeline(self, steps: range | None = None) -> Account:
         """Where the time went on the clock: busy and idle devices, hidden and exposed host work.

@@ -159,6 +159,8 @@ def test_what_is_evicted_and_asked_again_is_told_with_all_names() -> None:
     ]
     columns = ["evicted_at", "evicted_for", "owner", "again_by", "again_at", "tokens"]
     assert list(told.to_frame().columns) == columns
+    assert list(hash_engine().trace.regret().to_frame().columns) == columns
+    assert "computed again by" in told._repr_html_() and ">r2<" in told._repr_html_()
 
 
 @pytest.mark.filterwarnings("ignore:step .* failed")

@@ -83,6 +83,7 @@ def test_a_prefix_is_traced_to_those_who_computed_it() -> None:
         "r1: 4 tokens: 4 of r0",
         "r2: 8 tokens: 4 of r0, 4 of r1",
     ]
+    assert "4 of r0, 4 of r1" in told._repr_html_() and "12 of 25" in told._repr_html_()
     assert list(told.to_frame().columns) == ["rid", "reused", "computed", "sources", "seconds"]
 
 
