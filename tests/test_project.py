@@ -39,6 +39,7 @@ DISTRIBUTION = {
     "triton": "torch",  # comes with torch, in the version that fits it
     "zmq": "pyzmq",
     "IPython": "jupyterlab",
+    "traitlets": "ipywidgets",
     "PIL": "matplotlib",
 }
 
