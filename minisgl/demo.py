@@ -53,14 +53,12 @@ def run(model: str, config: EngineConfig, picture: str | None = None) -> Iterato
     picture: a file for the figure of who ran when; its ending says the format.
     """
     prompts, sampling = chats(), SamplingParams(max_tokens=96)
-    records = []
     with load(model, config) as engine:
         requests = [engine.add(prompt, sampling) for prompt in prompts]
         yield f"{model}: {engine.config}"
         yield f"{len(requests)} requests, {sum(r.prompt_len for r in requests)} prompt tokens\n"
         yield _HEAD
         for record in engine.steps():
-            records.append(record)
             yield _row(record)
         yield ""
         for request, prompt in zip(requests, prompts, strict=True):
@@ -68,12 +66,10 @@ def run(model: str, config: EngineConfig, picture: str | None = None) -> Iterato
             yield f"r{request.rid}  {question}\n    {request.text}"
         yield f"\n{engine.cache!r}\n"
     if picture is not None:
-        from minisgl.inspector.figures import lanes  # matplotlib comes with the extra [lab]
-
-        figure = lanes(records[:_DRAWN]).get_figure(root=True)
-        assert figure is not None
-        figure.savefig(picture)
-        yield f"drawn: the first {_DRAWN} steps in {picture}\n"
+        trace = engine.trace
+        first, last = trace.history.first, min(trace.history.first + _DRAWN, len(trace)) - 1
+        trace.plot.lanes(first, last).savefig(picture)
+        yield f"drawn: steps {first} to {last} in {picture}\n"
     yield from _compare(model, config, prompts, sampling)
 
 
