@@ -30,6 +30,8 @@ from minisgl.trace import Trace
 from minisgl.build import load  # isort: skip  (a top room: it stands on all that is above)
 from minisgl.llm import LLM  # isort: skip
 from minisgl.whatif import replay  # isort: skip
+from minisgl.bench.ablate import ablate  # isort: skip
+from minisgl.bench.workload import Workload  # isort: skip
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,6 +49,8 @@ __all__ = [
     "StepRecord",
     "Trace",
     "Why",
+    "Workload",
+    "ablate",
     "inspect",
     "load",
     "replay",
