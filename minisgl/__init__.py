@@ -26,6 +26,7 @@ from minisgl.core import (
 )
 from minisgl.inspector.show import inspect
 from minisgl.trace import Trace
+from minisgl.trace.compare import compare
 
 from minisgl.build import load  # isort: skip  (a top room: it stands on all that is above)
 from minisgl.llm import LLM  # isort: skip
@@ -51,6 +52,7 @@ __all__ = [
     "Why",
     "Workload",
     "ablate",
+    "compare",
     "inspect",
     "load",
     "replay",

@@ -33,6 +33,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "plot": "minisgl.inspector.plot:Plot",
         "page": "minisgl.inspector.page:save_html",
         "both": "minisgl.inspector.show:inspect_both",
+        "compare": "minisgl.inspector.plot_compare:plot",
     },
     "embedded": {"tiny": "minisgl.tiny:path"},  # models that come with the package
     "model": {  # the names in config.json's "architectures"

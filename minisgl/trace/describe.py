@@ -90,7 +90,7 @@ class Description:
         )
         yield (
             f"A step ran {self.mean_running:.1f} requests on average and {self.peak_running} at "
-            f"most; at most {self.peak_waiting} waited, and requests held at most "
+            f"most; after a step at most {self.peak_waiting} waited, and requests held at most "
             f"{self.peak_pages:,} of {self.num_pages:,} pages."
         )
         if self.evicted:

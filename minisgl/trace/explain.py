@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from minisgl import display
 from minisgl.core import Added, Finished, Refusal, StepRecord, Why
@@ -12,6 +12,9 @@ from minisgl.trace.frames import as_frame
 
 if TYPE_CHECKING:
     import pandas
+
+# What only a request that holds a slot is refused for: nobody stands in line behind it.
+_OF_RUNNING: Final = (Why.PREFILL_PRIORITY, Why.AWAITS_TOKEN, Why.AWAITS_RELEASE, Why.KV_DRY)
 
 
 class Part(NamedTuple):
@@ -127,7 +130,7 @@ def part(record: StepRecord, rid: int, arrival: int) -> Part:
         return Part(step, "waiting", refusals)
     if rid in plan.preempt:
         return Part(step, "preempted")
-    ahead = [refusal.rid for refusal in plan.refusals if refusal.rid < rid]
-    if ahead:  # whoever was refused last closed the door behind itself
-        return Part(step, "waiting", (Refusal(rid, Why.HEAD_OF_LINE, by=ahead[-1]),))
+    line = [refusal.rid for refusal in plan.refusals if refusal.why not in _OF_RUNNING]
+    if line:  # whoever was refused last closed the door behind itself, in whatever order
+        return Part(step, "waiting", (Refusal(rid, Why.HEAD_OF_LINE, by=line[-1]),))
     return Part(step, "not looked at")

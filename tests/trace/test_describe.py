@@ -80,8 +80,8 @@ def test_a_run_reads_as_a_paragraph() -> None:
 TOLD = (
     "20 steps; 5 requests came; 4 ended (length); 1 ended (abort). Of 34 prompt positions 22 were "
     "computed and 12 (35.3 %) found in the prefix cache; 23 tokens were generated. A step ran 1.1 "
-    "requests on average and 2 at most; at most 2 waited, and requests held at most 9 of 12 "
-    "pages. 5 pages were evicted. r4 waited longest, 9 steps of 13: kv reserve 9."
+    "requests on average and 2 at most; after a step at most 2 waited, and requests held at most "
+    "9 of 12 pages. 5 pages were evicted. r4 waited longest, 9 steps of 13: kv reserve 9."
 )
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minisgl.core import Finished, SamplingParams
+from minisgl.core import Finished, Plan, Refusal, SamplingParams, Why
 from minisgl.engine.engine import Engine
+from minisgl.scheduler.ledger import Ledger
 from minisgl.scheduler.replay import replay
 from minisgl.trace import Trace
 from tests.engine.test_travel import facts
@@ -78,6 +79,32 @@ def test_an_explanation_names_what_stood_in_the_way() -> None:
     assert repr(engine.trace.explain(1)).splitlines()[0] == "r1: 5 steps"
     with pytest.raises(KeyError, match="request 9 does not arrive"):
         engine.trace.explain(9)
+
+
+def test_nobody_stands_in_line_behind_a_request_that_runs() -> None:
+    engine = hash_engine(depth=1, max_running=2)
+    engine.add([1, 2], SamplingParams(max_tokens=4, ignore_eos=True))
+    engine.run(max_steps=1)
+    for i in range(3, 6):
+        engine.add([i, 2], SamplingParams(max_tokens=2, ignore_eos=True))
+    record = engine.step()
+    assert record is not None
+    assert [refusal.rid for refusal in record.plan.refusals] == [2, 0]  # r0 runs, r2 waits
+    assert engine.trace.explain(3).steps[0].refusals == (Refusal(3, Why.HEAD_OF_LINE, by=2),)
+
+
+def test_an_older_request_may_stand_in_line_behind_a_younger_one() -> None:
+    def youngest_first(ledger: Ledger) -> Plan:
+        for request in reversed(list(ledger.waiting)):
+            if not ledger.closed:
+                ledger.prefill(request)
+        return ledger.plan
+
+    engine = hash_engine(depth=1, max_running=1, policy=youngest_first)
+    for _ in range(3):
+        engine.add([3, 2], SamplingParams(max_tokens=1, ignore_eos=True))
+    engine.step()
+    assert engine.trace.explain(0).steps[0].refusals == (Refusal(0, Why.HEAD_OF_LINE, by=1),)
 
 
 def test_a_story_tells_every_transition(engine: Engine) -> None:
