@@ -46,10 +46,15 @@ class Ablation:
 
     @cached_property
     def effects(self) -> tuple[Effect, ...]:
-        """Every arm beside the base in every metric that was to be measured in all runs."""
+        """Every arm beside the base in every metric that was to be measured in all runs.
+
+        Pages of different sizes are not compared.
+        """
         out = []
         for arm in self.arms[1:]:
             for name in self.metrics:
+                if name == "peak_pages" and "page_size" in arm.changes:
+                    continue
                 values, base = self._values(arm.name, name), self._values(BASE, name)
                 if values and base:
                     better = METRICS[name].higher_is_better
@@ -192,7 +197,7 @@ class Ablation:
             parts.append(f"not to be told from the base in {words}")
         if some := [e for e in effects if e.verdict == "too few runs"]:
             parts.append(
-                f"not ranked in {_list([e.metric for e in some])}, which needs {FEWEST_RUNS} runs"
+                f"not ranked in {_list([e.metric for e in some])}, for fewer than {FEWEST_RUNS} runs"
             )
         return f"{arm.name} is {'; '.join(parts) or 'not measured'}."
 

@@ -443,6 +443,12 @@ def test_the_forest_plot_shows_the_effects() -> None:
         result.plot("speed")
 
 
+def test_pages_of_different_sizes_are_not_compared() -> None:
+    result = measure({"page_size": [4]}, repeats=1, metrics=["computed", "peak_pages"])
+    assert [found.metric for found in result.effects] == ["computed"]
+    assert result.runs[1].metrics["peak_pages"] != result.runs[0].metrics["peak_pages"]
+
+
 def test_html_is_escaped() -> None:
     workload = replace(WORK, name="<script>alert(1)</script>")
     html = measure(CACHE, workload, repeats=1)._repr_html_()
