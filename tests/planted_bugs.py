@@ -469,6 +469,13 @@ BUGS += [
         "",
         ("tests/bench/test_ablate.py",),
     ),
+    Bug(
+        "a request that runs is blamed by those who wait",
+        "minisgl/trace/explain.py",
+        " if refusal.why not in _OF_RUNNING]",
+        "]",
+        ("tests/trace",),
+    ),
 ]
 
 
