@@ -196,9 +196,8 @@ class Ablation:
             words = _list([f"{e.metric} ({numbers(e)})" for e in some])
             parts.append(f"not to be told from the base in {words}")
         if some := [e for e in effects if e.verdict == "too few runs"]:
-            parts.append(
-                f"not ranked in {_list([e.metric for e in some])}, for fewer than {FEWEST_RUNS} runs"
-            )
+            words = _list([e.metric for e in some])
+            parts.append(f"not ranked in {words}, for fewer than {FEWEST_RUNS} runs")
         return f"{arm.name} is {'; '.join(parts) or 'not measured'}."
 
     def _tokens_sentence(self) -> str:
