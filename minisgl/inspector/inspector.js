@@ -2594,9 +2594,9 @@ class Timeline extends View {
   }
 
   paint() {
-    const ctx = this.begin(this.canvasEl), { app, axis } = this, { theme, film, g, k, selected } = app;
+    const ctx = this.begin(this.canvasEl), { app, axis } = this, { theme, film, g, selected } = app;
     if (!ctx) return;
-    const w = this.canvasEl.wide, { spans, steps, gaps, rows } = film;
+    const w = this.canvasEl.wide, { spans, steps, gaps } = film;
     if (!film.timed) {
       ctx.fillStyle = theme.soft;
       ctx.fillText(film.count ? "No times were recorded in this run." : "No steps yet.", 0, 16);
@@ -3141,7 +3141,7 @@ class Inspector {
       this.update(moved);
       this.paintTrack();
     }
-    for (const view of paint) if (view.paint) view.paint();
+    for (const view of paint) this.attempt(view, "paint");
     const now = performance.now();
     if (this.asked !== undefined) this.timings.lastMove = now - this.asked;
     this.asked = undefined;
@@ -3160,17 +3160,26 @@ class Inspector {
     this.updateWords();
     if (broken) return;
     this.root.classList.toggle("msgl-big", film.about.num_pages > 12000);
-    for (const view of this.views) view.update(moved);
+    for (const view of this.views) this.attempt(view, "update", moved);
+  }
+
+  /** A view that fails is told of, and the others go on. */
+  attempt(view, what, ...given) {
+    try {
+      view[what]?.(...given);
+    } catch (error) {
+      console.error(`minisgl inspector, ${view.constructor.name}.${what}:`, error);
+    }
   }
 
   updateBar() {
     const { session, film, k } = this, { status, runStatus, alive, atHead } = session;
     const live = this.live, busy = !!runStatus.busy || session.asked.size > 0;
-    const [kind, words] = !alive ? ["gone", "kernel gone, looking back only"]
+    const [kind, state] = !alive ? ["gone", "kernel gone, looking back only"]
       : runStatus.closed ? ["gone", "closed"]
         : live ? ["live", atHead ? "live" : "live, behind"] : status.mode === "page" ? ["page", "saved"] : ["replay", "replay"];
     this.pill.dataset.kind = kind;
-    say(this.pill, words);
+    say(this.pill, state);
     const none = !film.count, locked = live && busy && atHead && !this.playing;
     for (const b of [this.first, this.back]) b.disabled = none || k <= film.first;
     this.lastButton.disabled = none || atHead;
@@ -3235,18 +3244,18 @@ class Inspector {
       this.divergence.replaceChildren(h("i.sw.sw-diverge"), h("span", {}, h("b", { textContent: `First divergence, step ${divergence.step}: ` }), divergence.words),
         this.button("go there", "go to the step of the first divergence", () => this.go(divergence.step)));
     }
-    const words = this.local ?? (session.error && film.count ? session.error : status.message && status.message !== this.dismissed ? status.message : "");
-    this.message.hidden = !words;
-    if (words && this.message.key !== words) {
-      this.message.key = words;
-      this.message.replaceChildren(h("span", { textContent: words }), this.button("×", "dismiss", () => {
+    const notice = this.local ?? (session.error && film.count ? session.error : status.message && status.message !== this.dismissed ? status.message : "");
+    this.message.hidden = !notice;
+    if (notice && this.message.key !== notice) {
+      this.message.key = notice;
+      this.message.replaceChildren(h("span", { textContent: notice }), this.button("×", "dismiss", () => {
         this.local = null;
         this.dismissed = status.message;
         session.error = null;
         this.draw();
       }));
     }
-    if (!words) this.message.key = null;
+    if (!notice) this.message.key = null;
   }
 
   /** The sentence with its step in bold, who waits in grey, and every request to be clicked. */
