@@ -9,11 +9,10 @@ from typing import Any, Final, NamedTuple
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from minisgl.core import Span, StepRecord
 from minisgl.display import STATES, ink
-from minisgl.inspector.figures.frame import Frame, points
+from minisgl.inspector.figures.frame import Frame, points, ticks
 from minisgl.inspector.figures.lettering import GREY, SMALL, fitted, text_width
 from minisgl.inspector.figures.shapes import Rectangle, Words, rectangles, write
 from minisgl.trace.timeline import CAUSES, HOST, Account, Cause, Gap
@@ -139,7 +138,7 @@ class Clock:
         ax.set_xlim(0, self.seconds / unit)
         ax.set_ylim(len(self.lanes) - 0.45, -0.55)
         ax.set_yticks(range(len(self.lanes)), self.lanes)
-        ax.xaxis.set_major_locator(MaxNLocator(8))
+        ticks(ax.xaxis, 0, self.seconds / unit, whole=False)
         self._frame.draw(ax)
         scale = points(ax)[0] * unit / self.seconds  # points to a unit
         shapes: dict[str, list[Rectangle]] = {}

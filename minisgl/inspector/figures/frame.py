@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.legend import Legend
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
@@ -88,10 +89,10 @@ def panels(ax: Axes, heights: tuple[float, float], between: Frame) -> tuple[Axes
     return ax.inset_axes((0, 1 - top, 1, top)), ax.inset_axes((0, 0, 1, below))
 
 
-def whole_ticks(ax: Axes, first: int, last: int) -> None:
-    """Ticks of the horizontal axis at whole numbers that exist."""
-    ticks = MaxNLocator(10, integer=True, min_n_ticks=1).tick_values(first, last)
-    ax.set_xticks([tick for tick in ticks if first <= tick <= last and tick == int(tick)])
+def ticks(axis: Axis, low: float, high: float, most: int = 10, whole: bool = True) -> None:
+    """Mark round numbers from ``low`` to ``high``, whole ones if there can be no others."""
+    places = MaxNLocator(most, integer=whole, min_n_ticks=1).tick_values(low, high)
+    axis.set_ticks([at for at in places if low <= at <= high and not (whole and at % 1)])
 
 
 def _rows(key: Sequence[Artist], width: float) -> list[list[Artist]]:

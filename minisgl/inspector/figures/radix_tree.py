@@ -13,11 +13,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from minisgl.core import Evicted, Inserted, Reused, StepRecord
 from minisgl.display import STATES, counted, ink
-from minisgl.inspector.figures.frame import Frame, points
+from minisgl.inspector.figures.frame import Frame, points, ticks
 from minisgl.inspector.figures.lettering import GREY, INK, TEXT, fitted, printable, text_width
 from minisgl.inspector.figures.shapes import Rectangle, Words, rectangles, write
 from minisgl.kvcache.base import NodeView
@@ -164,7 +163,7 @@ class Tree:
         ax.set_xlim(0, end)
         ax.set_ylim(max(self.leaves, 1) - 0.02, -0.02)
         ax.set_yticks([])
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 4, 5, 8, 10]))
+        ticks(ax.xaxis, 0, end)
         self._frame.draw(ax)
         if not self.branches:
             ax.set_xticks([])

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 
 from minisgl.core import FinishReason, StepRecord
 from minisgl.display import STATES, counted, ink
-from minisgl.inspector.figures.frame import Frame, points, whole_ticks
+from minisgl.inspector.figures.frame import Frame, points, ticks
 from minisgl.inspector.figures.lettering import GREY, INK, SMALL, TEXT, fitted, text_width
 from minisgl.inspector.figures.life import Box, Life, lives, ranges
 from minisgl.inspector.figures.shapes import Rectangle, Words, rectangles, write
@@ -152,7 +152,7 @@ class Lanes:
         """Draw the lanes; step k is the place from k - 0.5 to k + 0.5."""
         ax.set_xlim(self.first - 0.8, self.last + 1.3)
         ax.set_ylim(len(self.lanes) - 0.3, -0.7)
-        whole_ticks(ax, self.first, self.last)
+        ticks(ax.xaxis, self.first, self.last)
         ax.set_yticks(range(len(self.lanes)), [f"r{lane.rid}" for lane in self.lanes])
         self._frame.draw(ax)
         width, height = points(ax)

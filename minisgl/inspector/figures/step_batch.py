@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from minisgl.core import Finished, StepRecord
 from minisgl.display import STATES, counted, ink
-from minisgl.inspector.figures.frame import HAIR, Frame, panels, points, whole_ticks
+from minisgl.inspector.figures.frame import HAIR, Frame, panels, points, ticks
 from minisgl.inspector.figures.lettering import GREY, INK, TEXT, fitted, text_width
 from minisgl.inspector.figures.life import reused_at_admission
 from minisgl.inspector.figures.shapes import Rectangle, Words, rectangles, write
@@ -203,7 +203,7 @@ class Step:
         ax.set_ylim(lines - 0.4, -0.6)
         ax.set_yticks(range(len(self.bars)), [f"r{bar.rid}" for bar in self.bars])
         self._below.draw(ax)
-        whole_ticks(ax, 0, longest)
+        ticks(ax.xaxis, 0, longest)
         width, height = points(ax)
         scale, pitch = width / (longest / (1 - _NOTE)), height / lines
         shapes: dict[Share, list[Rectangle]] = {}

@@ -10,11 +10,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from minisgl.core import StepRecord
 from minisgl.display import STATES, counted
-from minisgl.inspector.figures.frame import HAIR, Frame, panels, whole_ticks
+from minisgl.inspector.figures.frame import HAIR, Frame, panels, ticks
 from minisgl.inspector.figures.lettering import GREY, INK
 
 _MOST = 600  # steps that are drawn one by one; of more, neighbours are averaged
@@ -100,18 +99,18 @@ class Budget:
         self._stack(top, {n: (STATES[n], self.tokens[n]) for n in _TOKENS})
         above.draw(top)
         top.tick_params(labelbottom=False)
-        self._limit(top, self.limits)
+        self._limit(top, "tokens", self.limits)
         pages = {name: (STATES[colour], self.pages[name]) for name, (colour, _) in _PAGES.items()}
         self._stack(below, pages)
         spoken = self._binned(self.pages["held"] + self.promised)
         below.stairs(spoken, self._edges, baseline=None, gid="promised", **_LINE)
         between.draw(below)
-        self._limit(below, np.full(len(self.steps), float(self.num_pages)))
+        self._limit(below, "pages", np.full(len(self.steps), float(self.num_pages)))
         used = self.num_pages - self.pages["free"]
         most = 1.15 * float(max(used.max(), (self.pages["held"] + self.promised).max(), 1))
         if most < self.num_pages / 2:  # so empty that only what is used can be seen
             below.set_ylim(0, most)
-            below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            ticks(below.yaxis, 0, most, 3)
 
     @property
     def _frames(self) -> tuple[Frame, Frame]:
@@ -141,15 +140,15 @@ class Budget:
             ax.stairs(above, edges, baseline=below, **look)
             below = above
         ax.set_xlim(float(edges[0]), float(edges[-1]))
-        whole_ticks(ax, int(self.steps[0]), int(self.steps[-1]))
+        ticks(ax.xaxis, int(self.steps[0]), int(self.steps[-1]))
 
-    def _limit(self, ax: Axes, limits: Column) -> None:
+    def _limit(self, ax: Axes, of: str, limits: Column) -> None:
         """What cannot be passed, as a line with its number."""
         most = float(limits.max())
         ax.set_ylim(0, most * 1.06)
         ax.set_yticks([0, most], ["0", f"{int(most):,}"])
         line: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (4, 3))}
-        ax.stairs(self._binned(limits), self._edges, baseline=None, gid="limit", **line)
+        ax.stairs(self._binned(limits), self._edges, baseline=None, gid=f"limit of {of}", **line)
 
     @property
     def _edges(self) -> Column:
