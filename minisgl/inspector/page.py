@@ -42,9 +42,14 @@ mountPage(document.getElementById("inspector"), {data});
 """
 
 
-def save_html(trace: Trace, path: str | PathLike[str], redact: bool = False) -> None:
-    """Write a run as a page. redact: leave all text and token ids out."""
-    Path(path).write_text(page([("run", trace)], redact=redact), encoding="utf-8")
+def save_html(
+    runs: Sequence[tuple[str, Trace]],
+    path: str | PathLike[str],
+    divergence: Mapping[str, Any] | None = None,
+    redact: bool = False,
+) -> None:
+    """Write ``page`` to a file."""
+    Path(path).write_text(page(runs, divergence, redact), encoding="utf-8")
 
 
 def page(
@@ -52,7 +57,10 @@ def page(
     divergence: Mapping[str, Any] | None = None,
     redact: bool = False,
 ) -> str:
-    """One page for one run, or for two over one another with the step where they part."""
+    """One page for one run, or for two over one another with the step where they part.
+
+    divergence: {"step", "words"}. redact: leave all text and token ids out.
+    """
     films = [zlib.compress(Film(trace, redact).read(), 9) for _, trace in runs]
     status: dict[str, Any] = {
         "mode": "page",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minisgl.core import Evicted, FinishReason
@@ -78,6 +79,23 @@ class Comparison:
         Raises ModuleNotFoundError without matplotlib (the extra [lab]).
         """
         return find("view", "compare")(self)
+
+    def inspect(self) -> Any:
+        """The inspector on both: their lanes over one another, the parting marked.
+
+        Raises ModuleNotFoundError without anywidget (the extra [lab]).
+        """
+        return find("view", "both")(self.a, self.b, self._parting())
+
+    def save_html(self, path: str | PathLike[str], redact: bool = False) -> None:
+        """Write the same as one page; as ``Trace.save_html``."""
+        runs = [("a", self.a), ("b", self.b)]
+        find("view", "page")(runs, path, self._parting(), redact)
+
+    def _parting(self) -> dict[str, Any] | None:
+        if self.divergence is None:
+            return None
+        return {"step": self.divergence.step, "words": str(self.divergence)}
 
     def to_frame(self) -> pandas.DataFrame:
         """A row for each ``Pair``."""

@@ -142,7 +142,7 @@ class Trace:
 
         redact: leave all text and token ids out.
         """
-        find("view", "page")(self, path, redact)
+        find("view", "page")([("run", self)], path, None, redact)
 
     # ---- frames ----------------------------------------------------------------------------------
 

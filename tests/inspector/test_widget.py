@@ -282,3 +282,23 @@ def test_a_closed_inspector_leaves_the_engine_alone(engine: Engine) -> None:
 def test_only_engines_and_traces_are_inspected() -> None:
     with pytest.raises(TypeError, match="takes an engine or a trace, got 3"):
         minisgl.inspect(cast(Engine, 3))
+
+
+def test_two_runs_open_together_where_they_part(tmp_path: Path) -> None:
+    def run(policy: str) -> Engine:
+        engine = hash_engine(num_pages=60, page_size=2, policy=policy)
+        for first in range(1, 6):
+            engine.add([first] * 9, SamplingParams(max_tokens=6, ignore_eos=True))
+            engine.run(max_steps=2)
+        engine.run()
+        return engine
+
+    compared = minisgl.compare(run("prefill_first"), run("decode_first"))
+    browser = Browser(compared.inspect())
+    assert compared.step is not None
+    parting = {"step": compared.step, "words": str(compared.divergence)}
+    assert browser.inspector.status["divergence"] == parting
+    assert browser.inspector.cursor == compared.step
+    browser.holds()
+    compared.save_html(tmp_path / "both.html")
+    assert str(compared.divergence)[:20] in (tmp_path / "both.html").read_text()
