@@ -95,7 +95,8 @@ class Comparison:
     def _parting(self) -> dict[str, Any] | None:
         if self.divergence is None:
             return None
-        return {"step": self.divergence.step, "words": str(self.divergence)}
+        words = "; ".join(filter(None, (self.divergence.what, self.divergence.why)))
+        return {"step": self.divergence.step, "words": words}
 
     def to_frame(self) -> pandas.DataFrame:
         """A row for each ``Pair``."""
