@@ -29,6 +29,7 @@ class Bug(NamedTuple):
 
 
 SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.py"
+FIGURES = ("tests/inspector/test_figures.py",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 
 BUGS = [
@@ -475,6 +476,27 @@ BUGS += [
         " if refusal.why not in _OF_RUNNING]",
         "]",
         ("tests/trace",),
+    ),
+    Bug(
+        "a figure shows the row of an aborted request as if its token had come",
+        "minisgl/inspector/figures/life.py",
+        """over.update([rid] if reason == "abort" else [])""",
+        "pass",
+        FIGURES,
+    ),
+    Bug(
+        "a figure counts what a preempted request found in the cache at first, not at last",
+        "minisgl/inspector/figures/life.py",
+        "if not request.preemptions:",
+        "if True:",
+        FIGURES,
+    ),
+    Bug(
+        "a figure of a step is of the moment after its result",
+        "minisgl/inspector/plot.py",
+        "if state.step > step:",
+        "if state.step > step and not state.in_flight:",
+        FIGURES,
     ),
 ]
 

@@ -261,7 +261,10 @@ def test_a_tree_of_nothing_says_so() -> None:
 def test_every_page_is_in_the_state_that_its_holders_give_it(
     workload: Workload, options: Options, data: st.DataObject
 ) -> None:
-    trace = driven(workload, options, data).trace
+    _pages_hold(driven(workload, options, data).trace)
+
+
+def _pages_hold(trace: Trace) -> None:
     records = list(trace)
     reused: dict[int, tuple[int, ...]] = {}  # by a run of its own: what each got when admitted last
     for k, record in enumerate(records):
@@ -320,7 +323,18 @@ def test_the_grid_shows_every_page_once(trace: Trace) -> None:
 def test_a_life_is_what_was_found_and_computed_and_is_to_come(
     workload: Workload, options: Options, data: st.DataObject
 ) -> None:
-    trace = driven(workload, options, data).trace
+    _lives_hold(driven(workload, options, data).trace)
+
+
+def test_a_preempted_life_begins_with_what_was_found_when_it_came_back(trace: Trace) -> None:
+    back = {event.rid for _, event in events(trace, Preempted)}
+    found = {(event.rid, event.num_tokens) for _, event in events(trace, Reused)}
+    assert any(sum(rid == one for one, _ in found) > 1 for rid in back)
+    _lives_hold(trace)
+    _pages_hold(trace)
+
+
+def _lives_hold(trace: Trace) -> None:
     records, plot = list(trace), Plot(trace)
     ends = {event.rid: step for step, event in events(trace, Finished)}
     done: dict[int, int] = {}  # positions, counted from the rows
