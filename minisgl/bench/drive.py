@@ -42,6 +42,7 @@ METRICS: Final[dict[str, Metric]] = {
     "itl": Metric("time between two tokens of a request: mean over all", "s"),
     "itl_p99": Metric("time between two tokens of a request: 99th percentile", "s"),
     "steps": Metric("batches that were computed", "", counts=True),
+    "queued": Metric("steps that requests stood in the queue, summed", "steps", counts=True),
     "computed": Metric("positions that were computed", "tokens", counts=True),
     "reused": Metric("positions that came from the prefix cache", "tokens", True, counts=True),
     "peak_pages": Metric("KV pages that requests held at once, at most", "pages", counts=True),
@@ -84,6 +85,7 @@ class Run:
 
     requests: tuple[Served, ...]
     steps: int
+    queued: int
     computed: int
     peak_pages: int
 
@@ -109,6 +111,7 @@ class Run:
             "itl": _mean(gaps),
             "itl_p99": gaps[ceil(0.99 * len(gaps)) - 1] if gaps else None,
             "steps": self.steps,
+            "queued": self.queued,
             "computed": self.computed,
             "reused": sum(served.reused for served in self.requests),
             "peak_pages": self.peak_pages,
@@ -163,7 +166,7 @@ class _Drive:
         self.arrived: dict[int, float] = {}
         self.times: list[list[float]] = [[] for _ in prompts]
         self.reused = [0] * len(prompts)
-        self.under_way = self.steps = self.computed = self.peak_pages = 0
+        self.under_way = self.steps = self.queued = self.computed = self.peak_pages = 0
         self.skipped = -float(engine.next_step)  # from the engine's steps to the workload's
         self.due: list[_Due] = []  # a heap; what waits for another's end is not yet in it
         self.then: dict[int, list[int]] = {}  # place -> those that wait for its end
@@ -185,7 +188,7 @@ class _Drive:
             else:
                 break
         served = [self._served(i) for i in range(len(self.prompts))]
-        return Run(tuple(served), self.steps, self.computed, self.peak_pages)
+        return Run(tuple(served), self.steps, self.queued, self.computed, self.peak_pages)
 
     def _seconds(self) -> float:
         return self.wall.now() - self.start
@@ -232,6 +235,7 @@ class _Drive:
         held = self.engine.config.limits.num_pages - gauges.free_pages - gauges.evictable_pages
         self.peak_pages = max(self.peak_pages, held)
         self.steps += bool(record.batch.rows)
+        self.queued += gauges.waiting
         self.computed += record.batch.num_tokens
         for event in record.events:
             match event:

@@ -107,11 +107,20 @@ def test_totals_are_those_of_the_trace() -> None:
         events = [event for record in engine.trace for event in record.events]
         records, frame = list(engine.trace), engine.trace.to_frame("steps")
     assert run.steps == sum(bool(record.batch.rows) for record in records)
+    assert run.queued == frame["waiting"].sum()
     assert run.computed == frame["computed"].sum()
     assert run.metrics["reused"] == frame["reused"].sum() > 0
     held = ROOM - frame["free_pages"] - frame["evictable_pages"]
     assert run.peak_pages == held.max() > 0
     assert sum(map(len, run.tokens)) == sum(isinstance(event, Sampled) for event in events)
+
+
+def test_a_request_is_queued_in_every_step_until_it_is_admitted() -> None:
+    with engine_of(depth=1, max_running=1) as engine:
+        run = drive(engine, Workload(items(0, 0, 0), clock="steps"))
+        waited = [engine.trace.explain(rid).parts for rid in engine.requests]
+    causes = [sum(parts.values()) - parts["prefill"] - parts["decode"] for parts in waited]
+    assert run.queued == sum(causes) > 0
 
 
 def test_reused_tokens_belong_to_the_request_that_reused_them() -> None:
@@ -188,7 +197,7 @@ def test_what_goes_on_from_an_answer_is_sent_after_it(clock: Any) -> None:
 def test_of_the_numbers_each_is_what_it_is_called() -> None:
     one = Served(1.0, 5, (7, 7, 7), (3.0, 4.0, 7.0), 2)
     two = Served(0.0, 5, (7,), (2.0,), 0)
-    run = Run((one, two), 9, 20, 4)
+    run = Run((one, two), 9, 6, 20, 4)
     assert (one.ttft, one.tpot, one.itl, one.latency) == (2, 2, (1, 3), 6)
     assert (two.ttft, two.tpot, two.itl) == (2, None, ())
     assert run.metrics == {
@@ -198,18 +207,19 @@ def test_of_the_numbers_each_is_what_it_is_called() -> None:
         "itl": 2,
         "itl_p99": 3,
         "steps": 9,
+        "queued": 6,
         "computed": 20,
         "reused": 2,
         "peak_pages": 4,
     }
     assert set(run.metrics) == set(METRICS)
-    alone = Run((two,), 1, 5, 1).metrics
+    alone = Run((two,), 1, 0, 5, 1).metrics
     assert (alone["tpot"], alone["itl"], alone["itl_p99"]) == (None, None, None)
 
 
 def test_the_99th_percentile_is_the_time_that_one_gap_in_a_hundred_exceeds() -> None:
     times = tuple(float(sum(range(n + 1))) for n in range(201))  # gaps of 1 to 200
-    run = Run((Served(0.0, 1, (0,) * 201, times, 0),), 1, 1, 1)
+    run = Run((Served(0.0, 1, (0,) * 201, times, 0),), 1, 0, 1, 1)
     assert run.metrics["itl_p99"] == 198
 
 
