@@ -16,6 +16,7 @@ from minisgl.bench.arrivals import Arrivals, arrival_times
 from minisgl.bench.item import Item, shared_lens
 from minisgl.bench.synthetic import Kind, synthetic
 from minisgl.core import as_int
+from minisgl.display import Html, Part, bar, card, table
 from minisgl.engine.engine import Engine
 from minisgl.engine.prompt import Prompt
 
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 
 Clock = Literal["seconds", "steps"]
 
+# What each fact of a workload is in a sentence.
+_PHRASES = {
+    "requests": "{} requests",
+    "prompts": "prompts of {}",
+    "prompts as text": "{} prompts as text",
+    "answers": "answers of {}",
+    "follow an answer": "{} follow an answer",
+    "arrivals": "{}",
+}
 _SCALE = 1 / 16  # of recorded lengths: a block of 512 tokens becomes two pages of 16
 _MAX_LEN = 1024  # tokens; the embedded model holds four times as many
 
@@ -181,19 +191,17 @@ class Workload:
 
     def describe(self) -> str:
         """What is asked, and how it arrives, in words."""
-        shared = shared_lens(self.items)
-        known = [item.prompt_len for item in self.items if item.prompt_len is not None]
-        texts, common = len(self) - len(known), sum(n for n in shared if n is not None)
-        parts = [f"{len(self):,} requests"]
-        if known:
-            part = f"prompts of {_range(known)} tokens"
-            parts.append(part + (f", {common / sum(known):.0%} of them shared" if common else ""))
-        if texts:
-            parts.append(f"{texts:,} prompts as text")
-        parts.append(f"answers of {_range([item.output_len for item in self.items])} tokens")
-        if waiting := sum(item.after is not None for item in self.items):
-            parts.append(f"{waiting:,} follow an answer")
-        return f"{self.name}: {'; '.join([*parts, self._arrivals()])}"
+        return f"{self.name}: {'; '.join(_PHRASES[name].format(it) for name, it in self._facts())}"
+
+    def _repr_html_(self) -> Html:
+        shared = sum(n for n in shared_lens(self.items) if n is not None)
+        asked = sum(item.prompt_len or 0 for item in self.items)
+        parts = (
+            Part("of prompts, begun by an earlier one", shared, "reused"),
+            Part("of prompts, new", asked - shared, "prefill"),
+            Part("of answers", sum(item.output_len for item in self.items), "decode"),
+        )
+        return card("Workload", self.name, bar("tokens", parts), table((), self._facts()))
 
     def to_frame(self) -> pandas.DataFrame:
         """A row per request as a pandas frame: request, group, prompt_len, shared, output_len,
@@ -246,6 +254,21 @@ class Workload:
         """
         usable = _usable(engine)
         return [item.to_send(usable) for item in self.items]
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """What there is to say, by name; the names are those of ``_PHRASES``."""
+        shared = sum(n for n in shared_lens(self.items) if n is not None)
+        known = [item.prompt_len for item in self.items if item.prompt_len is not None]
+        yield "requests", f"{len(self):,}"
+        if known:
+            some = f", {shared / sum(known):.0%} of them shared" if shared else ""
+            yield "prompts", f"{_range(known)} tokens{some}"
+        if texts := len(self) - len(known):
+            yield "prompts as text", f"{texts:,}"
+        yield "answers", f"{_range([item.output_len for item in self.items])} tokens"
+        if waiting := sum(item.after is not None for item in self.items):
+            yield "follow an answer", f"{waiting:,}"
+        yield "arrivals", self._arrivals()
 
     def _arrivals(self) -> str:
         if self.concurrency is not None:

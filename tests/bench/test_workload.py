@@ -18,6 +18,7 @@ from minisgl.bench.synthetic import SHAPES, Kind
 from minisgl.bench.workload import Workload
 from minisgl.engine.engine import Engine
 from tests.hash_engine import EOS, VOCAB, hash_engine
+from tests.seen import Seen
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -261,3 +262,28 @@ def test_a_workload_says_what_it_is() -> None:
     assert list(frame["request"]) == list(range(24))
     assert frame["shared"].sum() == sum(n or 0 for n in shared_lens(workload.items)) > 0
     assert list(frame["prompt_len"]) == [item.prompt_len for item in workload]
+
+
+def test_a_notebook_shows_a_workload_as_a_bar_of_its_tokens_and_its_facts() -> None:
+    workload = Workload.synthetic("chat", 8).arriving("poisson", rate=0.5, clock="steps")
+    seen = Seen(workload._repr_html_())
+    frame = workload.to_frame()
+    shared, asked = int(frame["shared"].sum()), int(frame["prompt_len"].sum())
+    answers = int(frame["output_len"].sum())
+    assert seen.labels == [
+        f"tokens: of prompts, begun by an earlier one {shared}, "
+        f"of prompts, new {asked - shared}, of answers {answers}"
+    ]
+    assert list(seen.facts) == ["requests", "prompts", "answers", "follow an answer", "arrivals"]
+    assert seen.facts["prompts"].endswith(f"{shared / asked:.0%} of them shared")
+    lens = frame["output_len"]
+    assert seen.facts["answers"] == f"{lens.min()} to {lens.max()} tokens"
+    assert seen.facts["follow an answer"] == "6" and "steps" in seen.facts["arrivals"]
+    texts = Workload.from_prompts(["<script>", "b"], 3).arriving("closed", concurrency=2)
+    facts = Seen(texts._repr_html_()).facts
+    assert facts == {
+        "requests": "2",
+        "prompts as text": "2",
+        "answers": "3 tokens",
+        "arrivals": "2 at a time",
+    }
