@@ -90,9 +90,11 @@ def parser() -> argparse.ArgumentParser:
         help="speed against peers, and what the host costs",
         description="Sides run in turn on one thread: read the ratios. Parts: cpu and large are "
         "against transformers (large takes 10 GiB), host is plan to book, toggles is on against "
-        "off.",
+        "off, inspector is drawing in a browser.",
     )
-    bench.add_argument("parts", nargs="*", metavar="PART", help="cpu, large, host, toggles (all)")
+    bench.add_argument(
+        "parts", nargs="*", metavar="PART", help="cpu, large, host, toggles, inspector (all)"
+    )
     bench.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     bench.add_argument("--json", metavar="FILE", help="write the results there, too")
     return top

@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-from minisgl.bench import host, work
+from minisgl.bench import host, screen, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
 from minisgl.bench.recording import recording
@@ -191,11 +191,32 @@ def _travels(quick: bool) -> Iterator[Line]:
     yield {"what": "a rewind of 100 steps, 8 requests decoding", "ms": median(rewinds) * 1e3}
 
 
+def inspector(quick: bool) -> Iterator[Line]:
+    """First paint and cursor moves of the inspector on large runs, in a browser."""
+    if (why := screen.missing()) is not None:
+        yield {"note": why}
+        return
+    for what, made in screen.scenes(quick):
+        seen = screen.look(what, made(), 10 if quick else 40)
+        yield {
+            "what": seen.what,
+            "first paint ms": seen.first_paint,
+            "of": screen.PAINT,
+            "move ms": seen.move,
+            "slowest": seen.slowest_move,
+            "to the next step": seen.play,
+            "at most": screen.MOVE,
+            "heap MB": seen.heap / 1e6,
+            "page MB": seen.page / 1e6,
+        }
+
+
 PARTS: Final[dict[str, Callable[[bool], Iterator[Line]]]] = {
     "cpu": cpu,
     "large": large,
     "host": host_cost,
     "toggles": toggles,
+    "inspector": inspector,
 }
 
 
