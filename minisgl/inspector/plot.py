@@ -34,6 +34,9 @@ class Plot:
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
 
+    def __repr__(self) -> str:
+        return f"figures of {self._trace!r}: lanes, tree, pages, batch, timeline, budget"
+
     def lanes(
         self, first: int | None = None, last: int | None = None, ax: Axes | None = None
     ) -> Picture | Axes:

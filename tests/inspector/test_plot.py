@@ -36,6 +36,11 @@ def test_every_view_of_a_trace_can_be_found() -> None:
     assert all(callable(find("view", name)) for name in names("view"))
 
 
+def test_what_can_be_drawn_is_said(trace: Trace) -> None:
+    named = repr(trace.plot).rpartition(": ")[2].split(", ")
+    assert named == [name for name in vars(Plot) if not name.startswith("_")]
+
+
 def test_a_step_may_be_counted_from_the_end(trace: Trace) -> None:
     last = len(trace) - 1
     for name in ("tree", "pages", "batch"):

@@ -35,7 +35,7 @@ class Frame(NamedTuple):
     @property
     def height(self) -> float:
         """Inches that it takes above and below the drawing, in a figure of the usual width."""
-        below = 4.0 if self.x is None else 18.0 if not self.x else 29.0
+        below = 4.0 if self.x is None else 21.0 if not self.x else 29.0
         return (self.above(_INSIDE * 72 * WIDTH) + below) / 72
 
     def above(self, width: float) -> float:
@@ -55,7 +55,7 @@ class Frame(NamedTuple):
             ax.spines["bottom"].set(visible=True, color=HAIR, linewidth=0.8)
             ax.tick_params(axis="x", length=3)
             ax.set_xlabel(self.x, fontsize=TEXT, color=GREY, labelpad=2)
-        width, at = points(ax, layout=False)[0], 5.0
+        width, at = points(ax)[0], 5.0
         for row in reversed(_rows(self.key, width)):
             _add_key(ax, row, at)
             at += _KEY
@@ -84,7 +84,7 @@ def panels(ax: Axes, heights: tuple[float, float], between: Frame) -> tuple[Axes
     """
     ax.axis("off")
     width, height = points(ax)
-    gap = min(0.6, (between.above(width) + 16) / height)
+    gap = min(0.6, (between.above(width) + 20) / height)
     top, below = ((1 - gap) * one / sum(heights) for one in heights)
     return ax.inset_axes((0, 1 - top, 1, top)), ax.inset_axes((0, 0, 1, below))
 

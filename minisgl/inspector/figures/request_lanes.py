@@ -22,6 +22,7 @@ from minisgl.scheduler.scheduler import Scheduler
 
 _PITCH, _HIGHEST = 0.25, 8.0  # inches: of one lane, and of all
 _APART = 4.0  # points that a step must have for its box to stand apart from the next
+_THIN = 3.0  # points below which a lane has room for one height only
 _TOLD = 24  # lanes that are described one by one
 _TALL, _LOW = 0.4, 0.2  # half the height of a prefill's box and of a decode's, in lanes
 
@@ -185,7 +186,8 @@ class Lanes:
         for y, one in enumerate(self.lanes):
             boxes = self._boxes(one)
             for first, last, box in _runs(boxes) if step < _APART else _single(boxes):
-                half, gap = _TALL if box.prompt else _LOW, 0.07 if step >= _APART else 0
+                gap = 0.07 if step >= _APART else 0
+                half = 0.5 if lane < _THIN else _TALL if box.prompt else _LOW
                 shape = (first - 0.5 + gap, last + 0.5 - gap, y - half, y + half)
                 shapes.setdefault((_kind(box), box.prompt), []).append(shape)
                 if box.prompt and step >= _APART:

@@ -184,7 +184,7 @@ class Step:
         words, at = list[Words](), 0
         for cell in self.cells:
             name, end = "prefill" if cell.prompt else "decode", at + cell.length
-            gap = min(0.8 / scale, 0.15 * cell.length)
+            gap = 0.8 / scale if cell.length * scale > 3 else 0
             shapes.setdefault(name, []).append((at, end - gap, 0, 1))
             full, short = f"r{cell.rid}: {cell.length:,}", f"r{cell.rid}"
             for text in (full, short):
