@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from os import PathLike
@@ -16,31 +15,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from minisgl.config import EngineConfig
-from minisgl.core import (
-    Abort,
-    Add,
-    Batch,
-    Change,
-    Event,
-    Input,
-    Logprob,
-    Outcome,
-    Plan,
-    Refusal,
-    SamplingParams,
-    Span,
-    StepRecord,
-    StopHit,
-    Why,
-)
-from minisgl.scheduler.replay import fresh
-from minisgl.scheduler.scheduler import Scheduler
+from minisgl.core import Abort, Add, Change, Outcome, Plan
 from minisgl.trace.history import History
+from minisgl.trace.rebuild import Rebuild, number
 
 FORMAT: Final = "minisgl-trace"
 VERSION: Final = 1
-# A file may not ask for more host memory than this; the largest pools are far smaller.
-_MOST: Final = {"num_pages": 10_000_000, "max_running": 100_000}
+# A file may not ask for more host memory than this. The largest pools that we know of have a tenth
+# of these pages, the longest prompts a tenth of this line.
+_MOST: Final = {"num_pages": 4_000_000, "max_running": 10_000}
+_LINE: Final = 16 << 20  # bytes
 
 
 class Header(NamedTuple):
@@ -67,15 +51,21 @@ def load(path: str | PathLike[str]) -> tuple[Header, History]:
     a warning.
     """
     lines = _read(Path(path))
-    _, first = next(lines, (1, None))
-    header, history = _header(path, first), History()
-    rebuild = _Rebuild(fresh(header.origin, header.eos), history)
-    for number, line in lines:
+    first = next(lines, _Line(1, None, 0))
+    header, history = _header(path, first.parsed), History()
+    rebuild = Rebuild(header.origin, header.eos, header.vocab_size, history)
+    for line in lines:
         try:
-            rebuild.take(line)
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError, MemoryError) as error:
-            raise ValueError(f"{path}, line {number}: {error!r}") from error
+            rebuild.take(line.parsed, line.num_bytes)
+        except Exception as error:  # the doors trust an engine; whatever it led to, the file did it
+            raise ValueError(f"{path}, line {line.number}: {error!r}") from error
     return header, history
+
+
+class _Line(NamedTuple):
+    number: int
+    parsed: Any
+    num_bytes: int
 
 
 def _lines(header: Header, history: History) -> Iterator[dict[str, Any]]:
@@ -115,25 +105,29 @@ def _config_out(config: EngineConfig) -> dict[str, Any]:
 
 def _config_in(line: dict[str, Any]) -> EngineConfig:
     config = EngineConfig().but(**line)
-    sizes = config.limits._asdict()
-    for name, most in _MOST.items():
-        if sizes[name] > most:
-            raise ValueError(f"{name} is {sizes[name]}, at most {most} can be read")
+    for name, value in config.limits._asdict().items():
+        number(name, int(value), 0, _MOST.get(name))
     return config
 
 
-def _read(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, parsed line); a last line without an end is left out with a warning."""
+def _read(path: Path) -> Iterator[_Line]:
+    """Its lines, parsed; a last line without an end is left out with a warning."""
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
+        at = 0
+        while raw := file.readline(_LINE + 1):
+            at += 1
+            if len(raw) > _LINE:
+                raise ValueError(f"{path}, line {at} is longer than {_LINE} bytes")
             try:
-                yield number, json.loads(raw)
-            except ValueError as error:
-                if raw.endswith(b"\n") or number == 1:
-                    raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-                warnings.warn(
-                    f"{path}: line {number} was cut off and is left out", RuntimeWarning, 4
-                )
+                yield _Line(at, json.loads(raw, parse_constant=_refuse), len(raw))
+            except (ValueError, RecursionError) as error:
+                if raw.endswith(b"\n") or at == 1:
+                    raise ValueError(f"{path}, line {at} is not JSON: {error}") from error
+                warnings.warn(f"{path}: line {at} was cut off and is left out", RuntimeWarning, 4)
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number")
 
 
 def _header(path: str | PathLike[str], line: Any) -> Header:
@@ -141,77 +135,16 @@ def _header(path: str | PathLike[str], line: Any) -> Header:
         raise ValueError(f"{path} is not a minisgl trace: its first line is no header of one")
     if line.get("version") != VERSION:
         raise ValueError(
-            f"{path} has version {line.get('version')!r}; this minisgl reads version {VERSION}"
+            f"{path} has version {line.get('version')!r:.40}; this minisgl reads version "
+            f"{VERSION}, a newer one may read more"
         )
     try:
         config = _config_in(line["config"])
         origin = _config_in(line["origin"]) if "origin" in line else config
-        eos, model = frozenset(map(int, line["eos"])), str(line["model"])
-        return Header(config, eos, int(line["vocab_size"]), model, origin)
+        eos = frozenset(number("eos", token) for token in line["eos"])
+        if not isinstance(model := line["model"], str):
+            raise TypeError(f"model must be a text, got {model!r:.80}")
+        vocab_size = number("vocab_size", line["vocab_size"], 1)
+        return Header(config, eos, vocab_size, model, origin)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header is wrong: {error}") from error
-
-
-class _Rebuild:
-    """Passes a file's inputs through a scheduler's doors and collects the records they make."""
-
-    def __init__(self, scheduler: Scheduler, history: History) -> None:
-        self._scheduler, self._history = scheduler, history
-        self._pending: list[Event] = []
-        self._in_flight: deque[tuple[Plan, Batch, tuple[Event, ...]]] = deque()
-
-    def take(self, line: dict[str, Any]) -> None:
-        """One line of the file. Raises whatever a wrong one leads to."""
-        match line:
-            case {"add": rid, "prompt": prompt, "sampling": sampling}:
-                add = Add(int(rid), tuple(map(int, prompt)), SamplingParams(**sampling))
-                self._pending += self._scheduler.add(add)[1]
-                self._note(add)
-            case {"abort": rid}:
-                self._pending += self._scheduler.abort(Abort(int(rid)))
-                self._note(Abort(int(rid)))
-            case {"change": change}:
-                self._scheduler.change(Change(**change))
-                self._note(Change(**change))
-            case {"plan": rows, "preempt": preempt, "refusals": refusals}:
-                why = [Refusal(rid, Why[name], *rest) for rid, name, *rest in refusals]
-                pairs = tuple((int(rid), int(length)) for rid, length in rows)
-                plan = Plan(pairs, tuple(preempt), tuple(why))
-                batch, events = self._scheduler.commit(plan)
-                self._in_flight.append((plan, batch, events))
-                self._note(plan)
-            case {"outcome": outcome, "spans": spans}:
-                self._outcome(_outcome(outcome), tuple(Span(*span) for span in spans))
-            case _:
-                raise ValueError(f"it is none of add, abort, change, plan, outcome: {line!r:.80}")
-
-    def _outcome(self, outcome: Outcome, spans: tuple[Span, ...]) -> None:
-        plan, batch, committed = self._in_flight.popleft()
-        applied = self._scheduler.apply(outcome)
-        self._note(outcome)
-        events = (*self._pending, *committed, *applied)
-        self._pending.clear()
-        gauges = self._scheduler.gauges
-        device = tuple(span for span in spans if span.lane != "host")
-        outcome = outcome._replace(spans=device)
-        self._history.add_record(StepRecord(plan, batch, outcome, events, gauges, spans))
-
-    def _note(self, item: Input) -> None:
-        self._history.add_input(item)
-
-
-def _outcome(fields: dict[str, Any]) -> Outcome:
-    tokens = tuple(None if token is None else int(token) for token in fields["tokens"])
-    return Outcome(
-        step=fields["step"],
-        tokens=tokens,
-        error=fields["error"],
-        logprobs=tuple(None if score is None else _logprob(score) for score in fields["logprobs"]),
-        prompt_logprobs=tuple(tuple(map(_logprob, row)) for row in fields["prompt_logprobs"]),
-        stops=tuple(StopHit(*stop) for stop in fields["stops"]),
-    )
-
-
-def _logprob(fields: list[Any]) -> Logprob:
-    logprob, rank, top = fields
-    return Logprob(float(logprob), int(rank), tuple((int(token), float(p)) for token, p in top))

@@ -245,7 +245,7 @@ def test_a_pool_beyond_all_measure_is_refused_before_it_is_made(saved: Path) -> 
     header = json.loads(first)
     header["config"]["num_pages"] = 10**15
     saved.write_text(json.dumps(header) + "\n" + "".join(rest))
-    with pytest.raises(ValueError, match="num_pages is 10{15}, at most 10000000 can be read"):
+    with pytest.raises(ValueError, match="num_pages is 10{15}, at most 4000000 can be read"):
         Trace.load(saved)
 
 
