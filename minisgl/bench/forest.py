@@ -14,7 +14,7 @@ from minisgl.bench.effects import Effect, numbers
 from minisgl.inspector.figures.picture import Picture
 
 # From petroff6, which stays apart under colour blindness; a verdict has a word and a shape, too.
-_COLOUR = {"better": "#5790fc", "worse": "#f89c20"}
+COLOURS = {"better": "#5790fc", "worse": "#f89c20"}
 _GREY = "#808080"
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20)
 
@@ -57,11 +57,11 @@ def forest(effects: Sequence[Effect]) -> Picture:
 
 
 def _line(ax: Axes, y: float, found: Effect) -> None:
-    colour = _COLOUR.get(found.verdict, _GREY)
+    colour = COLOURS.get(found.verdict, _GREY)
     if found.interval is not None:
         ratio, low, high = found.interval
         ax.plot([low, high], [y, y], color=colour, lw=2)
-        filled = colour if found.verdict in _COLOUR else "white"
+        filled = colour if found.verdict in COLOURS else "white"
         shape = "D" if found.exact else "o"
         ax.plot([ratio], [y], shape, color=colour, markerfacecolor=filled, markersize=6)
     text = f"{numbers(found)}: {found.verdict}"
