@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, NamedTuple
 
-from minisgl.core import Abort, Add, Finished, Outcome, Plan, Reused, Row, StepRecord
+from minisgl.core import Abort, Add, Finished, Plan, Reused, Row, StepRecord
+from minisgl.scheduler.replay import replay
 from minisgl.trace.explain import part
 from minisgl.trace.lives import Life, lives
 from minisgl.trace.sentence import names
@@ -75,18 +76,13 @@ class _Side:
         # of the step that was next when the history begins, some may be forgotten
         self.first_known = step + 1 if history.first_input else 0
         self.came: dict[int, list[Add | Abort]] = {}
-        self._booked: dict[int, int] = {}  # step -> records that existed when it was committed
         self._lives: Mapping[int, Life] | None = None
-        booked = history.first
         for item in history.inputs(history.first_input, history.num_inputs):
             match item:
                 case Add() | Abort():
                     self.came.setdefault(step, []).append(item)
                 case Plan():
-                    self._booked[step] = booked
                     step += 1
-                case Outcome():
-                    booked += 1
 
     @property
     def lives(self) -> Mapping[int, Life]:
@@ -96,14 +92,16 @@ class _Side:
         return self._lives
 
     def state(self, step: int) -> dict[str, int]:
-        """The numbers that a step's plan was made with."""
-        k = self._booked.get(step, 0) - 1
-        if k < self.trace.history.first:
+        """The numbers that a step was planned with, by replaying all before it; {} if unknown."""
+        history, state = self.trace.history, self.trace.start()
+        if state.step > step:
             return {}
-        gauges = self.trace[k].gauges
-        left = gauges.free_pages + gauges.evictable_pages - gauges.promised_pages
-        numbers = {"pages left": left, "pages cached": gauges.cached_pages}
-        return numbers | {"waiting": gauges.waiting, "running": gauges.running}
+        for item in history.inputs(history.first_input, history.num_inputs):
+            if isinstance(item, Plan) and state.step == step:
+                break
+            replay([item], state)
+        numbers = {"pages left": state.pages_left, "pages cached": state.pool.num_cached}
+        return numbers | {"waiting": len(state.waiting), "running": len(state.running)}
 
     def why_not(self, record: StepRecord, rid: int) -> str:
         """Why a request does not run in a step."""

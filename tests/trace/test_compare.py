@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minisgl
-from minisgl.core import Abort, Add, Finished, Plan, Sampled, SamplingParams
+from minisgl.core import Abort, Add, Finished, Gauges, Plan, Sampled, SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.trace import Trace
 from minisgl.trace.compare import compare
-from minisgl.trace.divergence import divergence
+from minisgl.trace.divergence import _Side, divergence
 from tests.engine.test_engine import Flaky
 from tests.hash_engine import hash_engine
 from tests.scheduler.test_workloads import Options, Workload, engines, workloads
@@ -247,6 +247,28 @@ def test_a_cached_prefix_explains_what_is_not_computed() -> None:
         "step 6: a prefills r1[4:5], b prefills r1[0:5]: 4 positions were in the cache against 0; "
         "before it pages cached 10 against 0"
     )
+
+
+@settings(max_examples=50)
+@given(workloads, engines)
+def test_the_state_before_a_step_is_that_of_its_commit(
+    workload: Workload, options: Options
+) -> None:
+    engine = hash_engine(**options)
+    for prompt, sampling in workload:
+        engine.add(prompt, sampling)
+    seen: dict[int, Gauges] = {}
+    while engine.plan() or engine._in_flight:  # what step() does, with a look before each launch
+        while len(engine._in_flight) < engine.depth and engine.plan():
+            seen[engine.next_step] = engine.gauges
+            engine.launch()
+        engine.collect()
+    side = _Side("a", engine.trace)
+    for step, gauges in seen.items():
+        told = side.state(step)
+        left = gauges.free_pages + gauges.evictable_pages - gauges.promised_pages
+        assert (told["pages left"], told["running"]) == (left, gauges.running)
+        assert (told["pages cached"], told["waiting"]) == (gauges.cached_pages, gauges.waiting)
 
 
 def test_what_is_left_of_long_runs_is_compared_and_nothing_in_common_is_said() -> None:

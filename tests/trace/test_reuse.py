@@ -114,7 +114,10 @@ def test_the_hash_oracle_saves_a_microsecond_a_token() -> None:
 def timed(prompt: int, decodes: int, seconds: float) -> StepRecord:
     rows = [Row(0, 0, 0, prompt, (1,) * prompt, 0, (), True, GREEDY)] if prompt else []
     rows += [Row(i, i, 5, 1, None, 0, (), True, GREEDY) for i in range(1, decodes + 1)]
-    spans = (Span("device", "batch", 1.0, 1.0 + seconds), Span("other", "batch", 1.0, 1.0))
+    spans = (  # two lanes that work side by side
+        Span("device", "batch", 1.0, 1.0 + seconds),
+        Span("other", "batch", 1.0, 1.0 + seconds / 2),
+    )
     empty = Gauges(0, 0, 0, 0, 0, 0)
     return StepRecord(Plan(), Batch(0, tuple(rows)), Outcome(0, ()), (), empty, spans)
 
