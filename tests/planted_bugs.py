@@ -29,7 +29,7 @@ class Bug(NamedTuple):
 
 
 SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.py"
-FIGURES = ("tests/inspector/test_figures.py",)
+FIGURES = ("tests/inspector/figures",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 
 BUGS = [
@@ -497,6 +497,93 @@ BUGS += [
         "if state.step > step:",
         "if state.step > step and not state.in_flight:",
         FIGURES,
+    ),
+]
+
+BUGS += [
+    Bug(
+        "time in which the host waits for a device counts as the host's work",
+        "minisgl/trace/timeline.py",
+        "work = _union((start, end) for start, end, name in spans if name != _WAIT)",
+        "work = _union((start, end) for start, end, name in spans)",
+        ("tests/trace/test_timeline.py",),
+    ),
+    Bug(
+        "host work hides only behind the batches of its own step",
+        "minisgl/trace/timeline.py",
+        "every = _batches(records).values()",
+        "every = _batches(_chosen(records, steps)).values()",
+        ("tests/trace/test_timeline.py",),
+    ),
+    Bug(
+        "a page that was reused is said to be computed by who reused it",
+        "minisgl/trace/provenance.py",
+        "at = 0 if row.first_page else shared.get(row.rid, 0)",
+        "at = 0",
+        ("tests/trace/test_reuse.py",),
+    ),
+    Bug(
+        "what a failure emptied counts as evicted too early",
+        "minisgl/trace/regret.py",
+        "        self._lost.clear()\n",
+        "",
+        ("tests/trace/test_regret.py",),
+    ),
+    Bug(
+        "a prompt that could not have been found counts as evicted too early",
+        "minisgl/trace/regret.py",
+        "{} if asks else self._missing(row.rid, shared)",
+        "self._missing(row.rid, shared)",
+        ("tests/trace/test_regret.py",),
+    ),
+    Bug(
+        "devices that work side by side cost the sum of their times",
+        "minisgl/trace/cost.py",
+        "return max(lanes.values(), default=0.0)",
+        "return sum(lanes.values())",
+        ("tests/trace/test_reuse.py",),
+    ),
+    Bug(
+        "a request whose result is dropped did not wait",
+        "minisgl/trace/lives.py",
+        "busy[row.rid] += life.over is None",
+        "busy[row.rid] += 1",
+        ("tests/trace/test_describe.py",),
+    ),
+    Bug(
+        "two runs part where one reuses more, and it is not seen",
+        "minisgl/trace/divergence.py",
+        "return (one.start, one.length) == (other.start, other.length)",
+        "return one.length == other.length",
+        ("tests/trace/test_compare.py",),
+    ),
+    Bug(
+        "a step is explained by the state after it",
+        "minisgl/trace/divergence.py",
+        "if isinstance(item, Plan) and state.step == step:",
+        "if state.step > step:",
+        ("tests/trace/test_compare.py",),
+    ),
+    Bug(
+        "a replay of recorded lengths ends where the model likes",
+        "minisgl/whatif.py",
+        "        ignore_eos=True,\n",
+        "",
+        ("tests/test_whatif.py",),
+    ),
+    Bug(
+        "a trace file may give a token to a row that samples none",
+        "minisgl/trace/rebuild.py",
+        "(token is not None) != row.emits",
+        "(token is None) and row.emits",
+        ("tests/trace/test_hostile_files.py",),
+    ),
+    Bug(
+        "a trace file may compute the same for ever",
+        "minisgl/trace/rebuild.py",
+        "if self._room < 0:",
+        "if False:",
+        ("tests/trace/test_hostile_files.py",),
     ),
 ]
 

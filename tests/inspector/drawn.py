@@ -115,3 +115,8 @@ def every_figure(trace: Trace) -> dict[str, Picture]:
     """All six."""
     names = ("lanes", "tree", "pages", "batch", "timeline", "budget")
     return {name: of(getattr(trace.plot, name)()) for name in names}
+
+
+def length(shapes: list[Box]) -> float:
+    """How wide these are together."""
+    return sum(x1 - x0 for x0, x1, _, _ in shapes)
