@@ -55,7 +55,7 @@ EVENTS: Final = (
     Released,
 )
 REASONS: Final[tuple[FinishReason, ...]] = get_args(FinishReason)
-PREFILL, DECODE, ZOMBIE = range(3)  # kinds of rows; a zombie's request was over, nobody wants it
+PREFILL, DECODE, ZOMBIE = range(3)  # kinds of rows; a zombie's request is over, it is dropped
 # Token ids given of a prompt's beginning and end, and of a node: enough to recognise it by.
 HEAD, TAIL, NODE_HEAD = 160, 96, 48
 _NEAR: Final = 8  # steps before, whose spans say what the host did in a gap
@@ -229,6 +229,9 @@ class Film:
         out: Columns,
         words: dict[str, str],
     ) -> None:
+        for event in record.events:  # an abort comes before the outcome, whose token is dropped
+            if isinstance(event, Finished) and event.reason == "abort":
+                self._over.add(event.rid)
         for row in record.batch.rows:
             kind = DECODE if row.token_ids is None else PREFILL
             kind = ZOMBIE if row.rid in self._over else kind

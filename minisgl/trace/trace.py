@@ -135,7 +135,13 @@ class Trace:
 
         Raises ModuleNotFoundError without matplotlib (the extra [lab]).
         """
-        return find("view", "plot")(self)
+        try:
+            return find("view", "plot")(self)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] != "matplotlib":
+                raise
+            message = "figures need matplotlib: pip install 'minisgl[lab]'"
+            raise ModuleNotFoundError(message, name=error.name) from error
 
     def save_html(self, path: str | PathLike[str], redact: bool = False) -> None:
         """Write the inspector with this run as one page that opens from disk, without a network.

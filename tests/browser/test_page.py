@@ -91,6 +91,8 @@ def test_every_figure_at_every_step_equals_the_trace(
             )
             held = state.pool.counts[node.pages[0]] > 1
             assert (told["state"] == "held") == held
+        ended = [event for event in record.events if isinstance(event, Finished)]
+        over |= {event.rid for event in ended if event.reason == "abort"}
         rows = [
             [r.rid, r.start, r.length, 2 if r.rid in over else int(r.token_ids is None)]
             for r in record.batch.rows
@@ -104,7 +106,7 @@ def test_every_figure_at_every_step_equals_the_trace(
             elif isinstance(event, Admitted | Finished):
                 queue.discard(event.rid)
         assert {rid for rid, life in lives.items() if life["state"] == "queued"} <= queue
-        over |= {event.rid for event in record.events if isinstance(event, Finished)}
+        over |= {event.rid for event in ended}
 
 
 def test_lanes_timeline_and_log_equal_the_trace(

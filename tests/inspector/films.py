@@ -87,12 +87,14 @@ def holds_against(trace: Trace, seen: Seen, every: int = 1) -> None:
         record = trace[k]
         names = ("free", "cached", "evictable", "promised", "waiting", "running")
         assert tuple(step[name] for name in names) == tuple(record.gauges)
+        ended = [event for event in record.events if isinstance(event, Finished)]
+        over |= {event.rid for event in ended if event.reason == "abort"}
         want = [
             (row.rid, row.start, row.length, 2 if row.rid in over else int(row.token_ids is None))
             for row in record.batch.rows
         ]
         assert [tuple(row.values()) for row in step["rows"]] == want
-        over |= {event.rid for event in record.events if isinstance(event, Finished)}
+        over |= {event.rid for event in ended}
         assert len(step["refusals"]) == len(record.plan.refusals)
         assert len(step["events"]) == len(record.events)
         if (k - seen.first) % every == 0 or k == len(trace) - 1:
