@@ -26,6 +26,7 @@ const TABLES = {
   nodes: { id: I, parent: I, depth: I, size: I, used: I, maker: I, said: I },
   spans: { lane: Uint8Array, name: Uint8Array, gap: F, length: F },
   gaps: { lane: Uint8Array, cause: Uint8Array, start: F, length: F },
+  hits: { rid: I, page: I }, // cached pages that a request began to hold; older films lack it
 };
 const GAUGES = ["free", "cached", "evictable", "promised", "waiting", "running", "failed"];
 const PREFILL = 0, DECODE = 1, ZOMBIE = 2;
@@ -132,7 +133,10 @@ class Film {
     this.runs = new Table({ first: I, last: I, kind: Uint8Array, start: I, length: I, next: I });
     this.indexOfRid = new Map();
     this.laneEnd = [];
-    this.mostCached = 0;
+    this.shift = null; // nanoseconds that device times are moved by; see addTimes
+    this.foreign = false;
+    this.mostCached = this.mostLevels = 0; // over all steps: what the tree's scale and height hold for
+    this.levelOf = new Map();
     this.mostRid = 0;
     this.longestSay = 0;
     this.hitCache = new Map();
@@ -142,6 +146,7 @@ class Film {
     const types = { ...TABLES[name] };
     if (name === "events") Object.assign(types, { step: I, next: I });
     if (name === "nodes") types.text = I;
+    if (name === "hits") types.step = I;
     if (name === "spans") Object.assign(types, { start: F, end: F, step: I });
     if (name === "requests")
       Object.assign(types, {
@@ -172,6 +177,7 @@ class Film {
       throw new FilmError(`The film is damaged: after step ${this.last} comes step ${header.first}.`);
     if (!(this.about.num_pages <= MOST_PAGES))
       throw new FilmError("The film is damaged: it claims more pages than any pool has.");
+    if (header.columns?.["steps.hits"]) this.tellsHits = true;
     const begin = {};
     for (const name in TABLES) begin[name] = this.takeTable(name, n, column);
     const steps = this.steps, from = this.count;
@@ -250,9 +256,16 @@ class Film {
       if (events.rid[i] >= 0) this.addEvent(this.indexOf(events.rid[i], step), i, kind, step);
     }
     this.mostCached = Math.max(this.mostCached, steps.cached[g] + evicted);
+    for (let i = steps.nodes[g]; i < steps.nodes[g + 1]; i++) {
+      const level = 1 + (this.levelOf.get(this.nodes.parent[i]) || 0);
+      if (this.nodes.size[i]) this.levelOf.set(this.nodes.id[i], level);
+      else this.levelOf.delete(this.nodes.id[i]);
+      this.mostLevels = Math.max(this.mostLevels, level);
+    }
     for (let i = steps.pages[g]; i < steps.pages[g + 1]; i++)
       if (!(this.pages.page[i] >= 0 && this.pages.page[i] < MOST_PAGES))
         throw new FilmError("The film is damaged: it names a page that no pool has.");
+    for (let i = steps.hits[g]; i < steps.hits[g + 1]; i++) this.hits.step[i] = step;
     this.addTimes(g, step);
   }
 
@@ -330,6 +343,22 @@ class Film {
         end = Math.max(end, spans.end[i]);
       }
     }
+    // A device on another clock (a simulated one) would lie years away from the host. Then its own
+    // time is shown, from its first batch on, and the host's is not.
+    if (this.shift === null && end >= start) {
+      this.foreign = hostEnd >= hostStart && (start < hostStart - 1e6 || end > hostEnd + 1e6);
+      this.shift = this.foreign ? start : 0;
+    }
+    if (this.shift) {
+      for (let i = steps.spans[g]; i < steps.spans[g + 1]; i++)
+        if (this.lanes[spans.lane[i]] !== "host") {
+          spans.start[i] -= this.shift;
+          spans.end[i] -= this.shift;
+        }
+      for (let i = steps.gaps[g]; i < steps.gaps[g + 1]; i++) this.gaps.start[i] -= this.shift;
+      start -= this.shift;
+      end -= this.shift;
+    }
     const before = g ? steps.t0[g - 1] : -Infinity, done = g ? steps.t1[g - 1] : 0;
     if (end < start) [start, end] = hostEnd < hostStart ? [done, done] : [hostStart, hostEnd];
     steps.t0[g] = Math.max(start, before);
@@ -344,13 +373,59 @@ class Film {
   get usualStep() {
     if (this.usualAt === undefined || this.count > 1.5 * this.usualAt || this.count < 20) {
       const some = [], { t0, t1 } = this.steps, by = Math.max(1, Math.floor(this.count / 500));
-      for (let g = 0; g + 1 < this.count; g += by) some.push(Math.max(t0[g + 1], t1[g]) - t0[g]);
-      if (this.count) some.push(t1[this.count - 1] - t0[this.count - 1]);
+      for (let g = 0; g < this.count; g += by) if (t1[g] > t0[g]) some.push(t1[g] - t0[g]);
       some.sort((a, b) => a - b);
       this.usualAt = this.count;
-      this.usual = some[some.length >> 1] || 1e6;
+      this.usual = 1.2 * some[some.length >> 1] || 1e6;
     }
     return this.usual;
+  }
+
+  /**
+   * Times in which neither host nor device did anything for long: somebody thought about the next
+   * step. On the screen such a time is as wide as 1.5 steps, or nothing else would be seen.
+   */
+  get folds() {
+    if (this.foldsAt === this.version) return this.foldList;
+    this.foldsAt = this.version;
+    const { spans } = this, starts = new F(spans.n), ends = new F(spans.n);
+    let n = 0;
+    for (let i = 0; i < spans.n; i++) {
+      if (this.foreign && this.lanes[spans.lane[i]] === "host") continue;
+      starts[n] = spans.start[i];
+      ends[n++] = spans.end[i];
+    }
+    const from = starts.subarray(0, n).sort(), to = ends.subarray(0, n).sort(), keep = 1.5 * this.usualStep;
+    this.foldList = { from: [], to: [], gone: [0], keep };
+    // with both sorted, all that began before from[i + 1] has ended where to[i] is smaller
+    for (let i = 0; i + 1 < n; i++) {
+      if (from[i + 1] - to[i] < 4 * keep) continue;
+      this.foldList.from.push(to[i]);
+      this.foldList.to.push(from[i + 1]);
+      this.foldList.gone.push(this.foldList.gone[this.foldList.gone.length - 1] + from[i + 1] - to[i] - keep);
+    }
+    return this.foldList;
+  }
+
+  /** A time as it is drawn. */
+  drawnTime(time) {
+    const { from, to, gone, keep } = this.folds;
+    let low = 0, high = from.length;
+    while (low < high) {
+      const mid = (low + high) >> 1;
+      if (from[mid] < time) low = mid + 1;
+      else high = mid;
+    }
+    if (low && time < to[low - 1])
+      return from[low - 1] - gone[low - 1] + (time - from[low - 1]) / (to[low - 1] - from[low - 1]) * keep;
+    return time - gone[low];
+  }
+
+  get drawnEnd() {
+    return this.count ? this.drawnTime(this.steps.t1[this.count - 1]) : 0;
+  }
+  drawnMiddle(g) {
+    return (this.drawnTime(this.steps.t0[g]) + this.drawnTime(this.steps.t1[g])) / 2;
   }
 
   // What people read: token ids as visible text, refusals as sentences, breakpoint names as steps.
@@ -381,7 +456,7 @@ class Film {
   }
 
   /** The steps where a breakpoint of this name holds; the same rules as engine/breakpoint.py. */
-  hits(name) {
+  hitsOf(name) {
     let known = this.hitCache.get(name);
     if (!known) this.hitCache.set(name, (known = { upto: 0, steps: [] }));
     const kind = this.about.events.findIndex((event) => event.startsWith(name));
@@ -427,6 +502,14 @@ class Film {
     life.decoded = computed - prefilled;
     life.total = Math.max(life.total, computed);
     return life;
+  }
+
+  /** The first step after `since`, up to k, in which a request's pages went back; -1 if they did not. */
+  releasedAfter(i, since, k) {
+    const { events, about } = this;
+    for (let e = this.requests.mark[i]; e >= 0 && events.step[e] <= k; e = events.next[e])
+      if (events.step[e] > since && about.events[events.kind[e]] === "released") return events.step[e];
+    return -1;
   }
 
   /** The steps [from, to] in which a request was there and had no row. Calls see(from, to). */
@@ -512,13 +595,14 @@ class State {
       else this.restore(this.frames.get(nearest), nearest);
     }
     while (this.at < g) {
-      this.apply(++this.at);
+      this.apply(++this.at, this.at === g);
       if (this.at % this.every === 0 && !this.frames.has(this.at)) this.keep();
     }
     return this;
   }
 
-  apply(g) {
+  /** Apply step g to the state after g - 1. shown: note what it did, for this is the one to be seen. */
+  apply(g, shown) {
     const { film, nodes, pages } = this, { steps } = film, change = film.nodes, moved = film.pages;
     for (const slot of this.ghosts) {
       this.slotOf.delete(nodes.id[slot]);
@@ -531,6 +615,7 @@ class State {
     this.stampHit.clear();
     this.stampNew.clear();
     const began = new Set();
+    let known = 0, row = -1; // neighbouring pages mostly belong to one node
     for (let i = steps.nodes[g]; i < steps.nodes[g + 1]; i++) {
       if (!change.size[i]) continue;
       let slot = this.slotOf.get(change.id[i]);
@@ -554,17 +639,9 @@ class State {
     for (let i = steps.pages[g]; i < steps.pages[g + 1]; i++) {
       const page = moved.page[i];
       if (page >= pages.n) this.growPages(page + 1);
-      const old = pages.slot[page], now = moved.node[i] ? this.slotOf.get(moved.node[i]) ?? -1 : -1;
-      if (old < 0 && now >= 0) {
-        this.newPage[page] = g;
-        this.stampNew.set(now, (this.stampNew.get(now) || 0) + 1);
-      } else if (old >= 0 && now < 0) {
-        this.lostPage[page] = g;
-        this.lost.set(old, (this.lost.get(old) || 0) + 1);
-      } else if (old >= 0 && moved.holders[i] > pages.holders[page]) {
-        this.hitPage[page] = g;
-        this.stampHit.set(now, (this.stampHit.get(now) || 0) + 1);
-      }
+      if (moved.node[i] !== known) row = (known = moved.node[i]) ? this.slotOf.get(known) ?? -1 : -1;
+      const old = pages.slot[page], now = row;
+      if (shown) this.note(g, page, old, now, !film.tellsHits && moved.holders[i] > pages.holders[page]);
       // a split's upper half stands where the node stood, so that siblings stay in order
       if (old >= 0 && now >= 0 && old !== now && began.has(now))
         nodes.order[now] = Math.min(nodes.order[now], nodes.order[old]);
@@ -581,7 +658,23 @@ class State {
       this.lost.delete(slot);
       this.ghosts.push(slot);
     }
+    for (let i = steps.hits[g]; shown && i < steps.hits[g + 1]; i++) {
+      const page = film.hits.page[i], slot = pages.slot[page];
+      this.hitPage[page] = g;
+      if (slot >= 0) this.stampHit.set(slot, (this.stampHit.get(slot) || 0) + 1);
+    }
     this.at = g;
+  }
+
+  /** What the step shown did to a page: found it again, remembered it, or forgot it. */
+  note(g, page, old, now, more) {
+    const what = old < 0 && now >= 0 ? [this.newPage, this.stampNew, now]
+      : old >= 0 && now < 0 ? [this.lostPage, this.lost, old]
+        : old >= 0 && more ? [this.hitPage, this.stampHit, now] : null;
+    if (!what) return;
+    const [pages, nodes, slot] = what;
+    pages[page] = g;
+    nodes.set(slot, (nodes.get(slot) || 0) + 1);
   }
 
   growPages(room) {
@@ -640,6 +733,30 @@ class State {
     return held;
   }
 
+  /** Who holds a page, as [rid, whether it reuses it], as far as the film tells. */
+  holders(page) {
+    const { film } = this, k = film.first + this.at, { hits, requests: r } = film, out = [];
+    const holds = (rid, since) => {
+      const i = film.indexOfRid.get(rid);
+      return i !== undefined && film.releasedAfter(i, since, k) < 0;
+    };
+    const owner = this.pages.owner[page];
+    if (owner >= 0 && holds(owner, r.arrival[film.indexOfRid.get(owner)] - 1)) out.push([owner, false]);
+    const end = this.at < 0 ? 0 : film.steps.hits[this.at + 1];
+    for (let i = 0; i < end; i++)
+      if (hits.page[i] === page && hits.rid[i] !== owner && holds(hits.rid[i], hits.step[i])) out.push([hits.rid[i], true]);
+    return out;
+  }
+
+  /** The cached pages that a request holds besides those it computed. */
+  reusedBy(rid) {
+    const { film } = this, k = film.first + this.at, { hits } = film, i = film.indexOfRid.get(rid), out = new Set();
+    const end = this.at < 0 || i === undefined ? 0 : film.steps.hits[this.at + 1];
+    for (let n = 0; n < end; n++)
+      if (hits.rid[n] === rid && film.releasedAfter(i, hits.step[n], k) < 0) out.add(hits.page[n]);
+    return out;
+  }
+
   nodeText(slot) {
     const { nodes, film } = this, at = nodes.text[slot];
     return nodes.said[slot] ? film.text(film.nodeTokens.id, at, at + nodes.said[slot]) : "";
@@ -654,8 +771,9 @@ class State {
  * model: anywidget's model, or anything with get, set, save_changes, on, off and send.
  */
 class Session {
-  constructor(model) {
+  constructor(model, began = performance.now()) {
     this.model = model;
+    this.began = began; // when somebody asked for this; the first view says how long it took
     this.films = [];
     this.states = [];
     this.error = null; // words for the person, if a film cannot be read
@@ -834,13 +952,15 @@ class PageModel {
 }
 
 async function inflate(text) {
-  const raw = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const flat = atob(text), raw = new Uint8Array(flat.length);
+  for (let i = 0; i < raw.length; i++) raw[i] = flat.charCodeAt(i);
   const stream = new Blob([raw]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 /** Show a saved run. data: { films: base64 of deflated chunks, one for each run; status }. */
 export async function mountPage(el, data) {
+  const began = performance.now();
   const status = { runs: [], conditions: Object.keys(WORDS), ...data.status };
   for (const run of data.films.keys())
     status.runs[run] = { name: `run ${run}`, breakpoints: [], ...status.runs[run] };
@@ -851,7 +971,7 @@ export async function mountPage(el, data) {
   } catch {
     broken = "The film is damaged: it cannot be unpacked.";
   }
-  const session = new Session(new PageModel({ films, status }));
+  const session = new Session(new PageModel({ films, status }), began);
   session.error ||= broken;
   const inspector = new Inspector(el, session);
   return () => {
@@ -886,6 +1006,7 @@ const percent = (share) => `${share > 0 && share < 0.01 ? "<1" : Math.round(shar
 
 /** Nanoseconds for people. */
 const duration = (ns) => {
+  if (ns < 0) return `−${duration(-ns)}`;
   const [unit, by] = ns < 1e3 ? ["ns", 1] : ns < 1e6 ? ["µs", 1e3] : ns < 1e9 ? ["ms", 1e6] : ["s", 1e9];
   const value = ns / by;
   return `${value < 10 && by > 1 ? value.toFixed(2) : value < 100 && by > 1 ? value.toFixed(1) : Math.round(value)} ${unit}`;
@@ -1120,6 +1241,11 @@ class View {
       h("span.key", {}, h(`i.sw.sw-${key}`), words)));
   }
 
+  scrolled() {
+    this.top = this.list.scrollTop;
+    this.rows();
+  }
+
   describe(canvas, words) {
     if (canvas.said !== words) canvas.setAttribute("aria-label", (canvas.said = words));
   }
@@ -1282,7 +1408,8 @@ class Lanes extends View {
   update(moved) {
     const { app } = this, { film, k } = app, n = (this.list(), this.a.length), { other } = app.session;
     this.rowHigh = this.b ? (n <= 10 ? 30 : 24) : n <= 16 ? 19 : n <= 48 ? 15 : 12;
-    const want = n * this.rowHigh + 26, high = clamp(want, app.session.status.mode === "live" ? 200 : 130, 320);
+    const want = n * this.rowHigh + 26, 
+      high = clamp(26 + this.rowHigh * Math.floor(294 / this.rowHigh), 0, Math.max(want, app.narrow ? 130 : app.live ? 312 : 226));
     this.setHeight(this.canvasEl, high);
     this.high = high;
     const px = `${Math.max(want, high)}px`;
@@ -1292,9 +1419,9 @@ class Lanes extends View {
     }
     const last = Math.max(film.last, other ? other.last : 0), steps = last - film.first + 1;
     if (this.byTime && film.timed) {
-      const g = clamp(k - film.first, 0, film.count - 1), { t0, t1 } = film.steps;
-      const end = Math.max(t1[film.count - 1], other?.count ? other.steps.t1[other.count - 1] : 0);
-      this.axis.follow(t0[0], end, steps <= 200 ? Infinity : 160 * film.usualStep, (t0[g] + t1[g]) / 2, moved);
+      const g = clamp(k - film.first, 0, film.count - 1), end = Math.max(film.drawnEnd, other?.drawnEnd ?? 0);
+      const begin = film.drawnTime(film.steps.t0[0]);
+      this.axis.follow(begin, end, steps <= 200 ? Infinity : 160 * film.usualStep, film.drawnMiddle(g), moved);
     } else {
       // a live run grows: room ahead, so that not every step moves all the others
       const room = app.live ? Math.ceil((steps + 1) / 25) * 25 : Math.max(steps, 8);
@@ -1343,11 +1470,11 @@ class Lanes extends View {
   /** Left and right edge of a step. */
   left(film, step) {
     if (!this.byTime || !film.timed) return this.axis.x(step);
-    return this.axis.x(film.steps.t0[clamp(step - film.first, 0, film.count - 1)]);
+    return this.axis.x(film.drawnTime(film.steps.t0[clamp(step - film.first, 0, film.count - 1)]));
   }
   right(film, step) {
     if (!this.byTime || !film.timed) return this.axis.x(step + 1);
-    return this.axis.x(film.steps.t1[clamp(step - film.first, 0, film.count - 1)]);
+    return this.axis.x(film.drawnTime(film.steps.t1[clamp(step - film.first, 0, film.count - 1)]));
   }
 
   stepAt(x) {
@@ -1357,7 +1484,7 @@ class Lanes extends View {
   }
 
   laneAt(y) {
-    const lane = Math.floor((y + this.top - 4) / this.rowHigh);
+    const lane = Math.floor((y + this.top - 2) / this.rowHigh);
     return y < this.high - 20 && lane >= 0 && lane < this.a.length ? lane : -1;
   }
 
@@ -1372,14 +1499,14 @@ class Lanes extends View {
     ctx.font = theme.font(this.rowHigh < 14 ? 10 : 11);
     this.axis.x0 = Math.ceil(ctx.measureText(`r${film.mostRid}`).width) + (this.b ? 22 : 14);
     this.axis.x1 = w - 6;
-    const first = Math.max(0, Math.floor((this.top - 4) / this.rowHigh));
+    const first = Math.max(0, Math.floor((this.top - 2) / this.rowHigh));
     const last = Math.min(this.a.length - 1, Math.ceil((this.top + base) / this.rowHigh));
     ctx.save();
     ctx.beginPath();
-    ctx.rect(0, 0, w, base);
+    ctx.rect(0, 1, w, base - 1);
     ctx.clip();
     for (let lane = first; lane <= last; lane++) {
-      const y = 4 + lane * this.rowHigh - this.top, rid = this.rid(lane), mine = rid === app.selected;
+      const y = 2 + lane * this.rowHigh - this.top, rid = this.rid(lane), mine = rid === app.selected;
       if (mine) {
         ctx.fillStyle = theme.panel;
         ctx.strokeStyle = theme.sel;
@@ -1406,7 +1533,7 @@ class Lanes extends View {
     }
     if (!this.a.length) {
       ctx.fillStyle = theme.soft;
-      ctx.fillText(film.requests.n ? "No request passes the filter." : "No requests yet.", 5, 22);
+      ctx.fillText(film.requests.n ? "No request passes the filter." : "Requests appear with the first step.", 5, 22);
     }
     ctx.restore();
     this.ticks(ctx, base, w);
@@ -1507,11 +1634,10 @@ class Lanes extends View {
     ctx.fillRect(axis.x0, base + 0.5, w - axis.x0, 1);
     ctx.font = theme.font(10.5);
     ctx.fillStyle = theme.soft;
-    const time = this.byTime && film.timed, apart = time ? 64 : 44;
-    const by = time ? niceStep(1 / axis.scale, apart) : Math.max(1, niceStep(1 / axis.scale, apart));
+    if (this.byTime && film.timed) return timeTicks(ctx, film, axis, base, w);
+    const by = Math.max(1, niceStep(1 / axis.scale, 44));
     for (let at = Math.ceil(axis.a / by) * by; at <= axis.b; at += by) {
-      const label = time ? duration(at) : String(at), wide = ctx.measureText(label).width;
-      const x = axis.x(time ? at : at + 0.5) - wide / 2;
+      const label = String(at), wide = ctx.measureText(label).width, x = axis.x(at + 0.5) - wide / 2;
       if (x >= axis.x0 - 6 && x + wide <= w) ctx.fillText(label, x, base + 14);
     }
   }
@@ -1534,7 +1660,7 @@ class Lanes extends View {
   hover(x, y) {
     const lane = this.laneAt(y), { film, session } = this.app;
     if (lane < 0 || x < 0) return null;
-    const lower = this.b && (y + this.top - 4) % this.rowHigh > this.rowHigh / 2;
+    const lower = this.b && (y + this.top - 2) % this.rowHigh > this.rowHigh / 2;
     const f = lower ? session.other : film, i = lower ? this.b[lane] : this.a[lane];
     if (i < 0) return [`r${this.rid(lane)}`, "is not in this run"];
     return x < this.axis.x0 ? this.app.aboutRequest(f, i, this.app.k) : this.app.aboutRequest(f, i, this.stepAt(x));
@@ -1561,12 +1687,35 @@ class Lanes extends View {
   }
 }
 
-/** The last step, counted from the first kept, that begins at or before a time. */
+/** Times under an axis; where time is folded, two strokes through the axis say so. */
+function timeTicks(ctx, film, axis, base, w) {
+  const { from, to } = film.folds, by = niceStep(1 / axis.scale, 70);
+  for (let i = 0, begin = -Infinity; i <= from.length; begin = to[i++]) {
+    const end = i < from.length ? from[i] : Infinity, shift = begin > -Infinity ? begin - film.drawnTime(begin) : 0;
+    const first = Math.max(begin, axis.a + shift), last = Math.min(end, axis.b + shift);
+    for (let at = Math.ceil(first / by) * by; at <= last; at += by) {
+      const label = duration(at), wide = ctx.measureText(label).width, x = axis.x(at - shift) - wide / 2;
+      if (x >= axis.x0 - 6 && x + wide <= w) ctx.fillText(label, x, base + 14);
+    }
+    if (i === from.length) return;
+    const x = axis.x((film.drawnTime(from[i]) + film.drawnTime(to[i])) / 2);
+    if (x < axis.x0 || x > w) continue;
+    for (const dx of [-2, 2]) {
+      ctx.beginPath();
+      ctx.moveTo(x + dx - 2, base + 4);
+      ctx.lineTo(x + dx + 2, base - 3);
+      ctx.strokeStyle = ctx.fillStyle;
+      ctx.stroke();
+    }
+  }
+}
+
+/** The last step, counted from the first kept, that begins at or before a drawn time. */
 function searchTime(film, time) {
   let low = 0, high = film.count - 1;
   while (low < high) {
     const mid = (low + high + 1) >> 1;
-    if (film.steps.t0[mid] <= time) low = mid;
+    if (film.drawnTime(film.steps.t0[mid]) <= time) low = mid;
     else high = mid - 1;
   }
   return low;
@@ -1596,7 +1745,8 @@ class Step extends View {
     this.lines = new Uint8Array(0);
     this.tops = new I(1);
     this.inner = h("div.inner");
-    this.list = h("div.list", { onscroll: () => this.rows(), tabIndex: 0, role: "list", "aria-label": "Requests of this step" }, this.inner);
+    this.top = 0; // asking an element for it would lay out the page in every step
+    this.list = h("div.list", { onscroll: () => this.scrolled(), tabIndex: 0, role: "list", "aria-label": "Requests of this step" }, this.inner);
     this.card = h("div.card");
     this.plan = h("div.plan", { hidden: true });
     this.body.append(this.list, this.plan, this.card);
@@ -1625,7 +1775,7 @@ class Step extends View {
     this.order = order;
     this.used = g < 0 ? 0 : steps.tokens[g];
     this.budget = Math.max(film.about.max_step_tokens || 0, this.used, 1);
-    say(this.note, `${num(this.used)} of ${count(this.budget, "token")} · ${count(order.length, "row")}`);
+    say(this.note, g < 0 ? "" : `${num(this.used)} of ${count(this.budget, "token")} · ${count(order.length, "row")}`);
     this.refusals = new Map(); // rid -> rows of refusals
     this.refused = [];
     if (g >= 0)
@@ -1662,6 +1812,7 @@ class Step extends View {
     items.push(...idle, ...again, ...queue);
     this.waiting = new Set([...again, ...queue]);
     this.items = I.from(items);
+    if (!items.length) this.top = 0;
     this.lines = Uint8Array.from(items, (i) =>
       here.has(r.rid[i]) || r.finish[i] === k ? 0 : Math.min(9, Math.max(1, this.refusals.get(r.rid[i])?.length || 0)));
     this.tops = new I(items.length + 1);
@@ -1684,14 +1835,14 @@ class Step extends View {
     const { rows, steps, requests: r, about } = film, g = k - film.first;
     for (let row = steps.rows[g]; row < steps.rows[g + 1]; row++)
       if (rows.rid[row] === r.rid[i])
-        return [row, ["prefill +", "decode +", "dropped, "][rows.kind[row]] + num(rows.length[row])];
+        return [row, rows.kind[row] === ZOMBIE ? "result dropped" : `${["prefill", "decode"][rows.kind[row]]} +${num(rows.length[row])}`];
     if (r.finish[i] === k) return [-1, `ended: ${about.reasons[r.reason[i]]}`];
     return [-1, this.waiting.has(i) ? "waits" : "runs, no row"];
   }
 
   /** Fill as many reused elements as are in sight. */
   rows() {
-    const { app } = this, { film, k } = app, top = this.list.scrollTop, high = this.listHigh || 200;
+    const { app } = this, { film, k } = app, { top } = this, high = this.listHigh || 200;
     let first = 0;
     while (first < this.items.length && this.tops[first + 1] <= top) first++;
     let used = 0;
@@ -1763,7 +1914,8 @@ class Step extends View {
       if (rows.rid[i] === selected) {
         ctx.strokeStyle = theme.sel;
         ctx.lineWidth = 2;
-        ctx.strokeRect(x + 1, 1, Math.max(wide - gap - 2, 1), 18);
+        if (wide > 9) ctx.strokeRect(x + 1, 1, wide - gap - 2, 18);
+        else ctx.strokeRect(x - 1.5, 1, wide - gap + 3, 18); // around it, or nothing of it would be left
         ctx.lineWidth = 1;
       }
       this.edges.push((x += wide));
@@ -1831,7 +1983,7 @@ class Step extends View {
       boxes.push([input, rid, n]);
       return h("label.chip", { title: on ? "leave out of the next batch" : "add to the next batch" }, input, `r${rid} +${num(n)}`);
     };
-    const launch = app.button("Launch", "run exactly these rows next", () =>
+    const launch = app.button("Launch these", "run exactly these rows next", () =>
       app.command("launch", {
         rows: boxes.filter(([input]) => input.checked).map(([, rid, n]) => [rid, n]), preempt: plan.preempt || [],
       }));
@@ -1896,6 +2048,7 @@ class Tree extends View {
     this.held = state.nodeHolders();
     const before = this.k, steps = Math.abs((before ?? k) - k);
     this.k = k;
+    this.setHeight(this.canvasEl, clamp(Math.max(app.pages.needs, film.mostLevels * 27 + 4), 118, 200));
     if (this.shape !== state.shape || this.owner !== state) this.arrange(state);
     this.shape = state.shape;
     this.owner = state;
@@ -1974,13 +2127,13 @@ class Tree extends View {
   }
 
   get rowHigh() {
-    return clamp(Math.floor((this.canvasEl.high - 4) / Math.max(1, this.levels)), 5, this.links ? 38 : 27);
+    return clamp(Math.floor((this.canvasEl.high - 4) / Math.max(1, this.levels)), 5, this.links ? 64 : 27);
   }
 
   /** Pixels of a node: left, width, top. */
   place(slot) {
     const high = this.rowHigh, y = 2 + this.level[slot] * high;
-    if (!this.links) return [this.axis.x(this.x[slot]), this.own[slot] * this.axis.scale, y];
+    if (!this.links) return [this.axis.x(this.x[slot]), this.own[slot] * this.axis.scale, y, this.ext[slot] * this.axis.scale];
     return [this.axis.x(this.x[slot] + this.ext[slot] / 2), this.radius(slot), y + Math.min(high / 2, 12)];
   }
 
@@ -2027,8 +2180,8 @@ class Tree extends View {
     const id = this.state.nodes.id[slot], before = this.old.get(id);
     now.set(id, place);
     if (t === 1) return place;
-    if (!before) return this.links ? [place[0], place[1] * t, place[2]] : [place[0], place[1] * t, place[2]];
-    return place.map((value, i) => before[i] + (value - before[i]) * t);
+    if (!before) return place.map((value, i) => i === 1 ? value * t : value);
+    return place.map((value, i) => (before[i] ?? value) + (value - (before[i] ?? value)) * t);
   }
 
   paintIcicle(ctx, t, now) {
@@ -2038,11 +2191,11 @@ class Tree extends View {
     const wide = Math.ceil(this.canvasEl.wide), cells = new Uint8Array(wide * this.levels);
     let narrow = 0;
     for (const slot of this.order) {
-      const left = axis.x(this.x[slot]), width = this.own[slot] * axis.scale;
-      if (left > axis.x1 || left + width < 0) continue;
-      if (width >= NARROW) {
-        this.node(ctx, slot, this.between(slot, [left, width, 2 + this.level[slot] * high], t, now), tall);
-        continue;
+      const left = axis.x(this.x[slot]), width = this.own[slot] * axis.scale, span = this.ext[slot] * axis.scale;
+      if (left > axis.x1 || left + span < 0) continue;
+      if (span >= NARROW && (width >= NARROW || span > width + 1)) {
+        this.node(ctx, slot, this.between(slot, [left, width, 2 + this.level[slot] * high, span], t, now), tall);
+        if (width >= NARROW) continue;
       }
       narrow++;
       const at = this.level[slot] * wide, rank = state.stampHit.has(slot) ? 4 : [2, 3, 1][this.what(slot)];
@@ -2066,10 +2219,18 @@ class Tree extends View {
     }
   }
 
-  node(ctx, slot, [left, width, y], tall) {
+  /** A node: as wide as its tokens; the pale part only spans what continues it. */
+  node(ctx, slot, [left, width, y, span], tall) {
     const { app, state } = this, { theme, film } = app, { nodes } = state, what = this.what(slot);
     const lost = what === GONE ? this.own[slot] : state.lost.get(slot) || 0;
     const gone = width * lost / (this.own[slot] || 1), w = Math.max(width - gone - 1, 0);
+    if (span > width + 1 && what !== GONE) {
+      ctx.globalAlpha = 0.22;
+      ctx.fillStyle = this.colour(slot);
+      ctx.fillRect(left + Math.max(w - 2, 0), y, span - 1 - Math.max(w - 2, 0), tall);
+      ctx.globalAlpha = 1;
+    }
+    if (width < NARROW) return this.caption(ctx, slot, left, y, width, span, tall, theme.ink);
     if (gone > 0) {
       ctx.strokeStyle = theme.ghost;
       ctx.setLineDash([4, 3]);
@@ -2102,17 +2263,21 @@ class Tree extends View {
       ctx.stroke();
       ctx.lineWidth = 1;
     }
-    if (width < 34 || tall < 13) return;
-    const tokens = `${num(nodes.size[slot] * film.about.page_size)}`;
-    ctx.fillStyle = what === GONE ? theme.ghost : what === HELD ? theme.onPre : theme.onCache;
-    const pad = 8, room = width - pad - 6, base = y + tall / 2 + 4;
+    this.caption(ctx, slot, left, y, width, span, tall, what === GONE ? theme.ghost : what === HELD ? theme.onPre : theme.onCache);
+  }
+
+  /** How many tokens, and which, as far as there is room. */
+  caption(ctx, slot, left, y, width, span, tall, colour) {
+    if (span < 24 || tall < 13) return;
+    const { app, state } = this, { theme, film } = app, tokens = num(state.nodes.size[slot] * film.about.page_size);
+    const begin = Math.max(left, 0) + (width < 12 ? width + 4 : 8), room = Math.min(left + span, this.axis.x1) - begin - 5;
     ctx.font = theme.font(11, 600);
-    const label = fit(ctx, tokens, room) === tokens ? tokens : "";
-    if (!label) return;
-    ctx.fillText(label, left + pad, base);
-    const used = ctx.measureText(label).width + 6;
+    const wide = ctx.measureText(tokens).width;
+    if (wide > room) return;
+    ctx.fillStyle = colour;
+    ctx.fillText(tokens, begin, y + tall / 2 + 4);
     ctx.font = theme.font(11);
-    if (room - used > 26) ctx.fillText(fit(ctx, state.nodeText(slot).trimStart(), room - used), left + pad + used, base);
+    if (room - wide > 32) ctx.fillText(fit(ctx, state.nodeText(slot).trimStart(), room - wide - 6), begin + wide + 6, y + tall / 2 + 4);
   }
 
   paintLinks(ctx, t, now) {
@@ -2173,13 +2338,14 @@ class Tree extends View {
         ctx.stroke();
         ctx.lineWidth = 1;
       }
-      const room = this.ext[slot] * unit - 2 * r - 10;
-      if (room > 26 && this.rowHigh >= 16) {
-        ctx.font = theme.font(10.5);
-        ctx.fillStyle = theme.soft;
-        const text = state.nodeText(slot).trimStart(), tokens = num(nodes.size[slot] * app.film.about.page_size);
-        ctx.fillText(fit(ctx, text ? `${tokens} ${text}` : tokens, Math.min(room / 2, 170)), x + r + 4, y + 3.5);
-      }
+      const room = Math.min(this.ext[slot] * unit - r - 8, this.canvasEl.wide - x - r - 6, 210);
+      if (room < 16 || this.rowHigh < 16) continue;
+      ctx.font = theme.font(10.5);
+      ctx.fillStyle = theme.soft;
+      const tokens = num(nodes.size[slot] * app.film.about.page_size), text = `${tokens} ${state.nodeText(slot).trimStart()}`;
+      const label = fit(ctx, text, room);
+      if (label.length > tokens.length + 4) ctx.fillText(label, x + r + 4, y + 3.5);
+      else if (ctx.measureText(tokens).width < room) ctx.fillText(tokens, x + r + 4, y + 3.5);
     }
   }
 
@@ -2206,7 +2372,7 @@ class Tree extends View {
       `${count(nodes.size[slot] * size, "token")}, positions ${num(nodes.depth[slot] * size)} to `
         + num((nodes.depth[slot] + nodes.size[slot]) * size - 1),
       text && `“${text}${nodes.said[slot] < nodes.size[slot] * size ? " …" : ""}”`,
-      what === GONE ? "just evicted" : held ? `held by ${count(held, "request")}` : "held by nobody: may be evicted",
+      what === GONE ? "just evicted" : held ? `held by ${(mine.length && app.pages.names(mine[0])) || count(held, "request")}` : "held by nobody: may be evicted",
       what !== GONE && `${mine.length > 1 ? "pages" : "page"} ${mine.slice(0, 12).join(", ")}${more}`,
       `${nodes.maker[slot] >= 0 ? `computed by r${nodes.maker[slot]} · ` : ""}used last in step ${nodes.used[slot]}`,
       state.stampNew.has(slot) && `just inserted: ${count(state.stampNew.get(slot), "page")}`,
@@ -2247,6 +2413,7 @@ class Pages extends View {
     this.choice(["state", "owner", "age", "holders"], "state", (name) => (this.mode = name), "colour by");
     this.canvasEl = this.canvas(this.body, 188);
     this.cells = new Uint8Array(0);
+    this.needs = 0; // pixels of height for all pages
     this.lit = -1;
     this.listen(this.canvasEl, {
       hover: (x, y) => {
@@ -2296,13 +2463,14 @@ class Pages extends View {
       }
       cells[page] = what;
     }
+    this.reused = app.selected === null ? new Set() : state.reusedBy(app.selected);
     Object.assign(this, { free, heldPages: held, evictable, runs, longest });
     this.promised = g < 0 ? 0 : film.steps.promised[g];
     this.unused = this.unusedPositions(film, k);
     const wide = n > 12000;
     this.el.classList.toggle("msgl-spread", wide);
-    const size = film.about.page_size;
-    say(this.note, `${num(n)} × ${count(size, "token")}${this.unused ? ` · ${num(this.unused)} positions of taken pages empty` : ""}`);
+    say(this.note, this.unused ? `${count(this.unused, "position")} empty` : "");
+    this.note.title = "positions in taken pages that hold nothing yet: what whole pages cost";
     this.legends();
     this.describe(this.canvasEl, `KV pages after step ${k}: ${held} held, ${evictable} evictable, ${free} free, `
       + `${this.promised} promised to running requests; free pages in ${runs} runs`);
@@ -2321,15 +2489,15 @@ class Pages extends View {
   }
 
   legends() {
-    const facts = this.runs ? `free in ${count(this.runs, "run")}, longest ${num(this.longest)}` : "no page is free";
+    const facts = !this.cells.length ? "" : this.runs ? `free in ${count(this.runs, "run")}, longest ${num(this.longest)}` : "no page is free";
     const key = this.mode + facts;
     if (key === this.legendKey) return;
     this.legendKey = key;
     const keys = {
       state: [["hit", "just hit"], ["new", "just inserted"], ["ghost", "just evicted"]],
-      owner: [["own", "who computed it; eight colours, so look at the number"]],
-      age: [["ramp", "steps since it changed or was used: 0 to 64 and more"]],
-      holders: [["ramp", "holders, the tree included: 1 to 8 and more"]],
+      owner: [["own", "who computed it"]],
+      age: [["ramp", "used now … 64 steps ago"]],
+      holders: [["ramp", "8 … 1 holders, the tree included"]],
     }[this.mode];
     this.explain(keys);
     this.legend.append(h("span.fact", { textContent: facts }));
@@ -2338,14 +2506,15 @@ class Pages extends View {
   /** Cell size in device pixels, and how many to a row. */
   layout() {
     const ratio = window.devicePixelRatio || 1, n = Math.max(1, this.cells.length), top = 34;
-    const w = Math.floor(this.canvasEl.wide * ratio), most = (n > 12000 ? 400 : 188) - top;
+    const w = Math.floor(this.canvasEl.wide * ratio), most = (n > 12000 ? 400 : 200) - top;
     let cw = Math.round(20 * ratio), ch = cw;
     while (cw > 1 && Math.ceil(n / Math.floor(w / cw)) * cw > most * ratio) cw--;
     ch = cw;
     if (cw === 1) ch = Math.max(1, Math.floor(most * ratio / Math.ceil(n / w)));
     const across = Math.max(1, Math.floor(w / cw)), down = Math.ceil(n / across);
     Object.assign(this, { cw, ch, across, down, ratio, top });
-    this.setHeight(this.canvasEl, n > 12000 ? Math.ceil(top + down * ch / ratio) + 2 : 188);
+    this.needs = Math.ceil(top + down * ch / ratio) + 2;
+    this.setHeight(this.canvasEl, n > 12000 ? this.needs : this.app.tree.canvasEl.high);
   }
 
   corner(page) {
@@ -2484,7 +2653,8 @@ class Pages extends View {
   }
 
   isMine(page) {
-    return this.state.pages.owner[page] === this.app.selected && this.state.pages.holders[page] > 0;
+    const { pages } = this.state;
+    return pages.holders[page] > 0 && (pages.owner[page] === this.app.selected || this.reused.has(page));
   }
 
   paintPixels(ctx) {
@@ -2529,11 +2699,17 @@ class Pages extends View {
     const rows = holders - (slot >= 0 ? 1 : 0), size = this.app.film.about.page_size;
     return [
       `Page ${num(page)} · ${PAGE_STATES[this.cells[page]]}`,
-      rows ? `held by ${count(rows, "request")}${slot >= 0 ? " and findable in the tree" : ""}` : "only the tree holds it: may be evicted",
+      rows ? `held by ${this.names(page) || count(rows, "request")}${slot >= 0 ? ", and findable in the tree" : ""}` : "only the tree holds it: may be evicted",
       owner >= 0 && `computed by r${owner}`,
       slot >= 0 && `in the tree, of a node from position ${num(nodes.depth[slot] * size)}; used last in step ${nodes.used[slot]}`,
       `changed in step ${pages.changed[page]}`,
     ].filter(Boolean);
+  }
+
+  /** The holders of a page by name; "" where the film does not tell all of them. */
+  names(page) {
+    const { pages } = this.state, rows = pages.holders[page] - (pages.slot[page] >= 0 ? 1 : 0), all = this.state.holders(page);
+    return all.length === rows && rows <= 6 ? all.map(([rid]) => `r${rid}`).join(", ") : "";
   }
 
   drawn() {
@@ -2578,9 +2754,9 @@ class Timeline extends View {
     }
     say(this.note, film.timed ? parts.join(" · ") : "");
     if (film.timed && g >= 0) {
-      const width = Math.max(14 * film.usualStep, 1.6 * (steps.t1[g] - steps.t0[g]));
-      const end = Math.max(steps.t1[film.count - 1], film.spans.end[film.spans.n - 1]);
-      this.axis.follow(Math.min(0, steps.t0[0]), end, width, (steps.t0[g] + steps.t1[g]) / 2, moved);
+      const took = film.drawnTime(steps.t1[g]) - film.drawnTime(steps.t0[g]), width = Math.max(14 * film.usualStep, 1.6 * took);
+      const end = film.foreign ? film.drawnEnd : Math.max(film.drawnEnd, film.drawnTime(film.spans.end[film.spans.n - 1]));
+      this.axis.follow(Math.min(0, film.drawnTime(steps.t0[0])), end, width, film.drawnMiddle(g), moved);
     }
     this.describe(this.canvasEl, film.timed && g >= 0
       ? `Timeline: step ${k} was computed from ${duration(steps.t0[g])} to ${duration(steps.t1[g])}; ${parts.join("; ")}`
@@ -2612,11 +2788,13 @@ class Timeline extends View {
     ctx.beginPath();
     ctx.rect(axis.x0, 0, w - axis.x0, this.canvasEl.high);
     ctx.clip();
+    const x = (time) => axis.x(film.drawnTime(time));
     const [from, to] = this.range(), filled = new F(film.lanes.length).fill(-Infinity), last = [];
     for (let i = steps.spans[from]; i < steps.spans[to + 1]; i++) {
-      const left = axis.x(spans.start[i]), width = axis.x(spans.end[i]) - left, lane = spans.lane[i];
+      const left = x(spans.start[i]), width = x(spans.end[i]) - left, lane = spans.lane[i];
       if (left > w || left + width < axis.x0) continue;
       const host = film.lanes[lane] === "host", name = film.names[spans.name[i]], at = spans.step[i] - film.first;
+      if (host && film.foreign) continue;
       const colour = host ? theme[name] || theme.soft : this.prefills(at) ? theme.pre : theme.dec;
       // spans thinner than a pixel are drawn once for a pixel
       if (left + width < filled[lane] + 0.5 && last[lane] === colour) continue;
@@ -2654,13 +2832,15 @@ class Timeline extends View {
         ctx.fillText(label, Math.max(left, axis.x0) + 4, y + tall / 2 + 4);
       }
     }
-    this.shownGaps = 0;
+    if (film.foreign) {
+      ctx.fillStyle = theme.soft;
+      ctx.fillText("not drawn: the device keeps another clock than the host", axis.x0 + 4, top(Math.max(0, film.lanes.indexOf("host"))) + 14);
+    }
     for (let i = steps.gaps[from]; i < steps.gaps[to + 1]; i++) {
-      const left = axis.x(gaps.start[i]), width = gaps.length[i] * axis.scale;
+      const left = x(gaps.start[i]), width = x(gaps.start[i] + gaps.length[i]) - left;
       if (width < 1.5 || left > w || left + width < axis.x0) continue;
-      this.shownGaps++;
       const y = top(gaps.lane[i]) + 4;
-      ctx.globalAlpha = axis.value(left) <= steps.t1[g] ? 1 : FAINT;
+      ctx.globalAlpha = gaps.start[i] <= steps.t1[g] ? 1 : FAINT;
       ctx.strokeStyle = theme.soft;
       ctx.setLineDash([2, 2]);
       if (width > 5) ctx.strokeRect(left + 0.5, y + 0.5, width - 1.5, 11);
@@ -2668,7 +2848,9 @@ class Timeline extends View {
       const cause = film.about.causes[gaps.cause[i]] || "idle";
       ctx.font = theme.font(10);
       ctx.fillStyle = theme.soft;
-      if (ctx.measureText(cause).width + 8 < width) ctx.fillText(cause, Math.max(left, axis.x0) + 4, y + 9);
+      const begin = Math.max(left, axis.x0) + 4, room = Math.min(left + width, w) - begin - 3;
+      const label = [`${cause} · ${duration(gaps.length[i])}`, cause, duration(gaps.length[i])].find((text) => ctx.measureText(text).width <= room);
+      if (label) ctx.fillText(label, begin, y + 9);
     }
     ctx.globalAlpha = 1;
     ctx.restore();
@@ -2676,15 +2858,10 @@ class Timeline extends View {
     ctx.fillRect(axis.x0, base + 0.5, w - axis.x0, 1);
     ctx.fillStyle = theme.soft;
     ctx.font = theme.font(10.5);
-    const by = niceStep(1 / axis.scale, 70);
-    for (let at = Math.ceil(axis.a / by) * by; at <= axis.b; at += by) {
-      const label = duration(at), wide = ctx.measureText(label).width, x = axis.x(at) - wide / 2;
-      if (x > axis.x0 - 4 && x + wide < w) ctx.fillText(label, x, base + 14);
-    }
-    if (g >= 0) {
-      const x = axis.x((steps.t0[g] + steps.t1[g]) / 2);
-      if (x > axis.x0 && x < w) cursorLine(ctx, theme, x, 0, base);
-    }
+    timeTicks(ctx, film, axis, base, w);
+    if (g < 0) return;
+    const at = axis.x(film.drawnMiddle(g));
+    if (at > axis.x0 && at < w) cursorLine(ctx, theme, at, 0, base);
   }
 
   prefills(g) {
@@ -2702,16 +2879,16 @@ class Timeline extends View {
   hover(x, y) {
     const { film } = this.app, { axis } = this, lane = Math.floor((y - 2) / 26);
     if (!film.timed || x < axis.x0 || lane < 0 || lane >= film.lanes.length) return null;
-    const { spans, gaps, steps } = film, [from, to] = this.range(), slack = 1.5 / axis.scale, time = axis.value(x);
+    const { spans, gaps, steps } = film, [from, to] = this.range(), near = (time) => axis.x(film.drawnTime(time));
     for (let i = steps.spans[from]; i < steps.spans[to + 1]; i++) {
-      if (spans.lane[i] !== lane || time < spans.start[i] - slack || time > spans.end[i] + slack) continue;
+      if (spans.lane[i] !== lane || x < near(spans.start[i]) - 1.5 || x > near(spans.end[i]) + 1.5) continue;
       const host = film.lanes[lane] === "host", step = spans.step[i];
       return [`${film.lanes[lane]}: ${host ? film.names[spans.name[i]] : "batch"} of step ${step}`,
         `${duration(spans.length[i])}, from ${duration(spans.start[i])}`,
         ...(host ? [] : [`${count(steps.tokens[step - film.first], "token")}`])];
     }
     for (let i = steps.gaps[from]; i < steps.gaps[to + 1]; i++)
-      if (gaps.lane[i] === lane && time >= gaps.start[i] && time <= gaps.start[i] + gaps.length[i])
+      if (gaps.lane[i] === lane && x >= near(gaps.start[i]) && x <= near(gaps.start[i] + gaps.length[i]))
         return [`${film.lanes[lane]} idle: ${film.about.causes[gaps.cause[i]]}`, duration(gaps.length[i])];
     return null;
   }
@@ -2742,7 +2919,8 @@ class Log extends View {
     });
     this.tools.append(h("span.choice", {}, toggle));
     this.inner = h("div.inner", { role: "list" });
-    this.list = h("div.loglist", { onscroll: () => this.rows(), tabIndex: 0, "aria-label": "Events, newest first" }, this.inner);
+    this.top = 0;
+    this.list = h("div.loglist", { onscroll: () => this.scrolled(), tabIndex: 0, "aria-label": "Events, newest first" }, this.inner);
     this.body.append(this.list);
     this.pool = [];
     this.found = new Table({ event: I });
@@ -2776,7 +2954,7 @@ class Log extends View {
   }
 
   rows() {
-    const top = this.list.scrollTop, high = this.listHigh || 120, { film } = this.app;
+    const { top } = this, high = this.listHigh || 120, { film } = this.app;
     const first = Math.max(0, Math.floor(top / LINE));
     let used = 0;
     for (let n = first; n < this.n && n * LINE < top + high; n++, used++) {
@@ -2898,6 +3076,7 @@ class Inspector {
   constructor(el, session) {
     this.session = session;
     this.began = session.began ?? performance.now();
+    session.began = null;
     this.timings = { firstPaint: null, lastMove: null };
     this.speed = 5;
     this.frames = new Set();
@@ -3098,6 +3277,7 @@ class Inspector {
     this.log = new Log(this);
     this.views = [this.lanes, this.stepView, this.tree, this.pages, this.time, this.log];
     this.grid.append(...this.views.map((view) => view.el));
+    this.sizes.observe(this.root);
     this.sizes.observe(this.stepView.list);
     this.sizes.observe(this.log.list);
     this.root.append(this.tip.el);
@@ -3110,7 +3290,8 @@ class Inspector {
 
   resized(entries) {
     for (const { target, contentRect } of entries) {
-      if (target === this.stepView.list) this.stepView.listHigh = contentRect.height;
+      if (target === this.root) this.narrow = contentRect.width < 860;
+      else if (target === this.stepView.list) this.stepView.listHigh = contentRect.height;
       else if (target === this.log.list) this.log.listHigh = contentRect.height;
       else target.wide = contentRect.width;
     }
@@ -3177,7 +3358,7 @@ class Inspector {
     const live = this.live, busy = !!runStatus.busy || session.asked.size > 0;
     const [kind, state] = !alive ? ["gone", "kernel gone, looking back only"]
       : runStatus.closed ? ["gone", "closed"]
-        : live ? ["live", atHead ? "live" : "live, behind"] : status.mode === "page" ? ["page", "saved"] : ["replay", "replay"];
+        : live ? [atHead ? "live" : "behind", atHead ? "live" : "live, behind"] : status.mode === "page" ? ["page", "saved"] : ["replay", "replay"];
     this.pill.dataset.kind = kind;
     say(this.pill, state);
     const none = !film.count, locked = live && busy && atHead && !this.playing;
@@ -3280,11 +3461,13 @@ class Inspector {
     if (!ctx) return;
     const w = track.wide, pad = 6, n = film.count, x = (k) => n < 2 ? pad : pad + (k - film.first) / (n - 1) * (w - 2 * pad);
     if (n) {
-      const most = Math.max(1, film.about.max_step_tokens), columns = Math.max(1, Math.floor((w - 2 * pad) / 2));
+      const columns = Math.max(1, Math.floor((w - 2 * pad) / 2));
       const key = `${film.version}|${columns}|${this.session.run}`;
       if (this.fullKey !== key) {
         this.fullKey = key;
         this.full = new F(columns);
+        let most = 1;
+        for (let g = 0; g < n; g++) most = Math.max(most, film.steps.tokens[g]);
         for (let g = 0; g < n; g++) {
           const column = Math.min(columns - 1, Math.floor(g / n * columns));
           this.full[column] = Math.max(this.full[column], film.steps.tokens[g] / most);
@@ -3388,7 +3571,7 @@ class Inspector {
   }
 
   hitsOf(point) {
-    return point.hits ?? this.film.hits(point.label);
+    return point.hits ?? this.film.hitsOf(point.label);
   }
 
   /** The next step in a direction where a breakpoint that is on holds; null if there is none. */
