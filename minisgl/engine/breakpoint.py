@@ -72,7 +72,7 @@ class Breakpoint:
             return bool(self._holds(record))
         except Exception as error:
             self.enabled = False
-            message = f"breakpoint {self.condition!r} failed and was disabled: {error!r}"
+            message = f"breakpoint {self._shown()} failed and was disabled: {error!r}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             return False
 
@@ -83,4 +83,10 @@ class Breakpoint:
 
     def __repr__(self) -> str:
         state = "" if self.enabled else ", disabled"
-        return f"Breakpoint({self.condition!r}{state})"
+        return f"Breakpoint({self._shown()}{state})"
+
+    def _shown(self) -> str:
+        """A name as it was given; of a function its name, which has no address."""
+        if isinstance(self.condition, str):
+            return repr(self.condition)
+        return getattr(self.condition, "__name__", type(self.condition).__name__)

@@ -371,11 +371,17 @@ def test_run_stops_at_a_breakpoint_until_it_is_disabled_or_removed() -> None:
 def test_a_breakpoint_that_raises_is_disabled_and_the_engine_goes_on() -> None:
     engine = hash_engine()
     engine.add([1, 2], GREEDY)
-    handle = engine.break_when(lambda record: 1 // 0)
-    with pytest.warns(RuntimeWarning, match="failed and was disabled: ZeroDivisionError"):
+
+    def impossible(record: StepRecord) -> object:
+        return 1 // 0
+
+    handle = engine.break_when(impossible)
+    said = "breakpoint impossible failed and was disabled: ZeroDivisionError"
+    with pytest.warns(RuntimeWarning, match=said):
         engine.run()
     assert not handle.enabled and not engine.gauges.running
-    assert "disabled" in repr(handle)
+    assert repr(handle) == "Breakpoint(impossible, disabled)"
+    assert repr(engine.break_when("evict")) == "Breakpoint('evict')"
 
 
 @pytest.mark.parametrize("name", ["add", "admit", "reuse", "insert", "wait", "abort", "release"])
