@@ -82,6 +82,8 @@ def test_recorded_lengths_leave_the_model_its_own_words(trace: minisgl.Trace) ->
     with minisgl.replay(trace) as once, minisgl.replay(trace, output_lengths="recorded") as again:
         pairs = minisgl.compare(once, again).requests
         assert len(pairs) == 6 and all(pair.equal or pair.rid == 3 for pair in pairs)
+        assert "stop" in {pair.finish_a for pair in pairs}
+        assert {pair.finish_b for pair in pairs if pair.rid != 3} == {"length"}
 
 
 def test_whatever_stops_a_request_meets_its_recorded_length_counts() -> None:

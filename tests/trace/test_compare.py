@@ -271,6 +271,18 @@ def test_the_state_before_a_step_is_that_of_its_commit(
         assert (told["pages cached"], told["waiting"]) == (gauges.cached_pages, gauges.waiting)
 
 
+def test_the_same_number_of_other_positions_is_another_decision() -> None:
+    def run(**options: Any) -> Engine:
+        engine = hash_engine(depth=1, max_step_tokens=2, page_size=2, **options)
+        for _ in range(2):
+            engine.add([1, 2, 3, 4, 5, 6], GREEDY)
+            engine.run()
+        return engine
+
+    told = compare(run(), run(prefix_cache="naive"))
+    assert "a prefills r1[4:6], b prefills r1[0:2]: 4 positions were" in str(told.divergence)
+
+
 def test_what_is_left_of_long_runs_is_compared_and_nothing_in_common_is_said() -> None:
     def run(n: int, history: int | None) -> Engine:
         engine = hash_engine(history=history, check=False, depth=1)

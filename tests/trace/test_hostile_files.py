@@ -160,6 +160,16 @@ def test_an_outcome_that_no_device_gives_is_refused(path: Path, field: str, valu
     refused(write(path, lines), len(lines))
 
 
+def test_a_token_of_a_row_that_samples_none_is_refused(path: Path) -> None:
+    engine = hash_engine(depth=1, max_step_tokens=2)
+    engine.add([1, 2, 1], SamplingParams(max_tokens=1))
+    engine.run()
+    lines = saved(engine.trace)
+    assert lines[3]["outcome"]["tokens"] == [None]  # the first chunk
+    lines[3]["outcome"]["tokens"] = [1]
+    refused(write(path, lines), 4, "emits")
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
