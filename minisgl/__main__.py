@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, NoReturn
 
 from minisgl import lab
 from minisgl.config import AUTO, EngineConfig
-
-_SERVING = """\
-minisgl: serving is not built yet. It comes with a later version, and with it --shell and --port.
-What runs today:
-    minisgl demo --model {model}
-    python -c "import minisgl; print(minisgl.load({model!r}))\""""
+from minisgl.server.options import ServerOptions
 
 
 def _whole_number(text: str) -> int | str:
@@ -34,6 +30,18 @@ def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
     group.add_argument(flag, **settings)
 
 
+def _add_server_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
+    doc, default = option.metadata["doc"].replace("%", "%%"), option.default
+    settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{doc} ({default})"}
+    if isinstance(default, bool):
+        settings["action"] = "store_true"
+    else:
+        kind = str if default is None or isinstance(default, str) else type(default)
+        settings |= {"type": kind, "metavar": option.metadata["metavar"]}
+    flag = option.metadata["flag"] or option.name
+    group.add_argument("--" + flag.replace("_", "-"), dest=option.name, **settings)
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command and option; the engine's options are the fields of ``EngineConfig``."""
     common = argparse.ArgumentParser(add_help=False)
@@ -45,18 +53,31 @@ def parser() -> argparse.ArgumentParser:
     )
     engine = common.add_argument_group("engine")
     for option in fields(EngineConfig):
-        _add_option(engine, option)
+        if option.name != "record":  # a server's --record names a file
+            _add_option(engine, option)
 
+    served = argparse.ArgumentParser(add_help=False)
+    serving = served.add_argument_group("serving")
+    for option in ServerOptions.describe():
+        _add_server_option(serving, option)
+    serving.add_argument(
+        "--shell",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="chat in this terminal instead",
+    )
     top = argparse.ArgumentParser(
         prog="minisgl",
         description="An LLM inference engine that can be stepped. Without a command: serve.",
-        parents=[common],
+        parents=[common, served],
     )
-    serving = top.add_argument_group("serving")
-    serving.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1)")
-    serving.add_argument("--port", type=int, default=1919, help="port to listen at (1919)")
-    serving.add_argument("--shell", action="store_true", help="chat in this terminal instead")
-    commands = top.add_subparsers(dest="command", metavar="{demo,lab,bench}")
+    commands = top.add_subparsers(dest="command", metavar="{serve,demo,lab,bench}")
+    commands.add_parser(
+        "serve",
+        parents=[common, served],
+        help="an OpenAI-compatible server (what runs without a command)",
+        description="Serve a model over HTTP, as OpenAI's API does; admission is optimistic.",
+    )
     demo = commands.add_parser(
         "demo",
         parents=[common],
@@ -107,6 +128,38 @@ def config_of(arguments: argparse.Namespace) -> EngineConfig:
     return EngineConfig(**{name: given[name] for name in names})
 
 
+def server_options_of(
+    arguments: argparse.Namespace, environment: Mapping[str, str]
+) -> ServerOptions:
+    """The server's options: what was given, else what the environment says of keys."""
+    given = vars(arguments)
+    names = [option.name for option in ServerOptions.describe() if option.name in given]
+    chosen = {name: given[name] for name in names}
+    for name in ("api_key", "admin_key"):
+        if key := environment.get(f"MINISGL_{name.upper()}"):
+            chosen.setdefault(name, key)
+    return ServerOptions(**chosen)
+
+
+def _serve(model: str, config: EngineConfig, arguments: argparse.Namespace) -> int:
+    options = server_options_of(arguments, os.environ)
+    try:
+        if getattr(arguments, "shell", False):
+            from minisgl.server.shell import run
+
+            return run(model, config, os.environ)
+        from minisgl.server.launch import serve
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"serving needs the package {error.name}: pip install 'minisgl[serve]'"
+        ) from error
+    if "admission" not in arguments:
+        config = config.but(admission="optimistic")
+    if "history" not in arguments:
+        config = config.but(record=False)  # a server has no end: what it did is in --record
+    return serve(model, config, options)
+
+
 def _lab(given: argparse.Namespace, further: Sequence[str]) -> NoReturn:
     further = [*(["--allow-root"] if given.allow_root else []), *further]
     words = lab.command(
@@ -126,9 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = config_of(arguments)
         if further and arguments.command != "lab":
             raise ValueError(f"only minisgl lab takes what follows --: {' '.join(further)}")
-        if arguments.command is None:
-            print(_SERVING.format(model=model), file=sys.stderr)
-            return 2
+        if arguments.command in (None, "serve"):
+            return _serve(model, config, arguments)
         if arguments.command == "lab":
             _lab(arguments, further)
         if arguments.command == "bench":

@@ -15,6 +15,7 @@ from minisgl.build import load
 from minisgl.config import EngineConfig
 from minisgl.core import Finished, FinishReason, Logprob, Request, SamplingParams
 from minisgl.engine.prompt import Prompt
+from minisgl.tokenizer.answer import Answer
 
 Chat = Sequence[Mapping[str, Any]]
 
@@ -126,22 +127,22 @@ class LLM:
 
     def _stream(self, request: Request) -> Iterator[Piece]:
         codec = self.engine.codec
-        text = codec.detokenizer() if codec else None
-        held_len = max(map(len, request.sampling.stop), default=1) - 1
-        held, text_len, read, given = "", 0, 0, 0  # text kept, text given, tokens read and given
+        answer = Answer(codec.detokenizer(), request.sampling.stop) if codec else None
+        read = given = 0  # tokens
         try:
             while request.finish is None:
                 self.engine.step()
                 output = request.output
                 if request.finish is not None or len(output) == read:
                     continue
-                held += text.feed(output[read:]) if text else ""
+                piece = answer.feed(output[read:]) if answer else None
                 read = len(output)
-                ready = max(0, len(held) - held_len)
-                if ready or text is None:
-                    yield Piece(held[:ready] if text else None, output[given:], None)
-                    held, text_len, given = held[ready:], text_len + ready, read
-            rest = request.text[text_len:] if text else None
+                if piece != "":
+                    yield Piece(piece, output[given:], None)
+                    given = read
+            rest = None
+            if answer:
+                rest = answer.feed(request.text_ids[read:]) + answer.end(request.text_len)
             yield Piece(rest, request.output[given:], request.finish)
         finally:
             self._abort([request])

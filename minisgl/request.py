@@ -85,10 +85,13 @@ class Request:
         """
         if self.decode is None:
             raise ValueError(f"request {self.rid}: this model has no tokenizer; read .output")
-        output = self.output
-        if self.text_len is not None:
-            return self.decode(output)[: self.text_len]
-        return self.decode(output[:-1] if self.finish == "stop" else output)
+        return self.decode(self.text_ids)[: self.text_len]
+
+    @property
+    def text_ids(self) -> tuple[int, ...]:
+        """The generated token ids that are read as text: without the token that stopped it."""
+        by_token = self.finish == "stop" and self.text_len is None
+        return self.output[:-1] if by_token else self.output
 
     @property
     def logprobs(self) -> tuple[Logprob, ...] | None:

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from minisgl.__main__ import config_of, main, parser
+from minisgl.__main__ import config_of, main, parser, server_options_of
 from minisgl.config import EngineConfig
+from minisgl.server.options import ServerOptions
 
 
 def test_the_command_form_of_the_reference_parses() -> None:
@@ -17,10 +18,17 @@ def test_the_command_form_of_the_reference_parses() -> None:
     assert (given.model, given.shell, given.tp, given.port) == ("Qwen/Qwen3-0.6B", True, 4, 8000)
 
 
-def test_serving_says_that_it_is_not_built_and_what_is(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model", "Qwen/Qwen3-0.6B", "--shell"]) == 2
-    said = capsys.readouterr().err
-    assert "serving is not built yet" in said and "minisgl demo --model Qwen/Qwen3-0.6B" in said
+def test_server_options_come_from_flags_and_keys_from_the_environment_too() -> None:
+    environment = {"MINISGL_API_KEY": "open", "MINISGL_ADMIN_KEY": "sesame"}
+    for words in (["--port", "0", "--api-key", "k"], ["serve", "--port", "0", "--api-key", "k"]):
+        options = server_options_of(parser().parse_args(words), environment)
+        assert options == ServerOptions(port=0, api_key="k", admin_key="sesame")
+
+
+def test_a_recording_is_a_file_and_not_the_engines_toggle() -> None:
+    given = parser().parse_args(["serve", "--record", "here.jsonl"])
+    assert server_options_of(given, {}).record_to == "here.jsonl"
+    assert config_of(given) == EngineConfig()
 
 
 def test_every_engine_option_is_a_flag() -> None:
@@ -39,7 +47,11 @@ def test_options_may_stand_before_the_command() -> None:
     [
         (["demo", "--page-size", "0"], "page_size must be at least 1, got 0"),
         (["demo", "--model", "no/such/folder"], "no/such/folder"),
-        (["demo", "--tp", "2"], "use tp=1"),
+        (["serve", "--port", "65536"], "port must be at most 65535, got 65536"),
+        (["serve", "--max-waiting", "0"], "max_waiting must be at least 1, got 0"),
+        (["--api-key", ""], "api_key must not be empty"),
+        (["serve", "--port", "0", "--model", "no/such/folder"], "no/such/folder"),
+        (["demo", "--tp", "3"], "tp=3 was asked; the model's 4 attention heads"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_exit_code_2(

@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from minisgl.tokenizer.detokenizer import Detokenizer
+from minisgl.tokenizer.spelling import Spelling
 from minisgl.tokenizer.template import ChatTemplate
 
 
@@ -32,6 +33,7 @@ class TextCodec:
         tokenizer.no_padding()
         self._tokenizer, self.template = tokenizer, template
         self._frame, self.eos_ids = frame, eos_ids
+        self._spelling = Spelling(tokenizer)
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         added = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(token for token, entry in added.items() if entry.special)
@@ -65,6 +67,10 @@ class TextCodec:
         """The text of token ids, special tokens and ids outside the vocabulary left out."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def spell(self, token: int) -> bytes:
+        """One token's bytes, which may be a part of a character; see ``Spelling``."""
+        return self._spelling.of(token)
 
     def detokenizer(self) -> Detokenizer:
         """A new stream of text, whose pieces joined equal ``decode`` of all ids."""

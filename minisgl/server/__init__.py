@@ -1,0 +1,1 @@
+"""Serving: API, tokenizer, engine and detokenizer, each a process; and the shell."""

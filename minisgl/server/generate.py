@@ -1,0 +1,209 @@
+"""The engine process: the loop of every engine, with an inbox before each step and an outbox after.
+
+While requests run, the inbox is looked into between steps and never waited for; when nothing is
+left to do, it is all that is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final
+
+from minisgl.build import load
+from minisgl.config import EngineConfig
+from minisgl.core import (
+    Event,
+    Finished,
+    Logprob,
+    Preempted,
+    Request,
+    Sampled,
+    StepRecord,
+)
+from minisgl.engine.engine import Engine
+from minisgl.message.records import (
+    Began,
+    Cancel,
+    Generate,
+    Hello,
+    Load,
+    Order,
+    Over,
+    Ready,
+    Refused,
+    Reported,
+    Score,
+    Scored,
+    Stop,
+    ToDetokenizer,
+    ToEngine,
+    Token,
+)
+from minisgl.message.wire import Inbox, Outbox
+from minisgl.models.hub import locate
+from minisgl.server.links import Links
+from minisgl.server.stage import Report, plain
+
+LOCATED: Final = "located: "  # what the report of the model's folder begins with
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The work of the engine process."""
+
+    model: str
+    config: EngineConfig
+    name: str  # what clients call the model
+
+    def __call__(self, links: Links, report: Report) -> None:
+        """Report the model's folder, load it, and run until a ``Stop`` has passed."""
+        report(LOCATED + str(locate(self.model)))
+        inbox: Inbox[Any] = Inbox(links.engine, ToEngine)
+        out: Outbox[Any] = Outbox(links.detokenizer)
+        api: Outbox[Any] = Outbox(links.api)
+        with load(self.model, self.config) as engine, inbox, out, api:
+            service = Service(engine, self.name)
+            while not service.stopped:
+                messages = inbox.receive(0 if service.busy else None)
+                out.send(*service.take(messages))
+                api.send(*service.reports())
+                out.send(*service.step())
+
+
+class Service:
+    """An engine as seen from the ring: messages in, messages out. It owns the engine.
+
+    paused: no step is made but those that ``steps_allowed`` counts.
+    """
+
+    def __init__(self, engine: Engine, name: str = "") -> None:
+        self.engine, self.name = engine, name
+        self.paused, self.stopped = False, False
+        self.steps_allowed = 0
+        self._stopping = False
+        self._open: dict[int, _Open] = {}
+        self._preempted = 0
+        self._reports: list[Reported] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step could be made without any further message."""
+        return (not self.paused or self.steps_allowed > 0) and self.engine.busy or self._stopping
+
+    def take(self, messages: Iterable[ToEngine]) -> list[ToDetokenizer]:
+        """Act on messages; returns what is to be said at once."""
+        out: list[ToDetokenizer] = []
+        for message in messages:
+            match message:
+                case Generate():
+                    out.append(self._add(message))
+                case Cancel(rid=rid):
+                    self.engine.abort(rid)
+                case Order():
+                    self._reports.append(self._obey(message))
+                case Hello():
+                    out.append(self._ready())
+                case Stop():
+                    self._stopping, self.paused = True, False
+        return out
+
+    def reports(self) -> list[Reported]:
+        """Answers to orders, since they were asked for last."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def step(self) -> list[ToDetokenizer]:
+        """Make a step if there is one to make; returns what came of it."""
+        if self.paused and not self.steps_allowed:
+            return []
+        record = self.engine.step()
+        if record is None:
+            self.steps_allowed = 0
+            if self._stopping:
+                self.stopped = True
+                return [Stop()]
+            return []
+        self.steps_allowed = max(0, self.steps_allowed - 1)
+        return [*self._told(record), self._load(record)]
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _add(self, asked: Generate) -> Began | Refused:
+        rid = asked.rid
+        try:
+            request = self.engine.add(asked.prompt, asked.sampling, rid=rid)
+        except (TypeError, ValueError) as error:
+            return Refused((rid,), str(error))
+        self._open[rid] = _Open(request, asked.echo)
+        prompt = asked.prompt if asked.echo else None
+        return Began(rid, request.prompt_len, prompt, tuple(asked.sampling.stop), asked.whole)
+
+    def _obey(self, order: Order) -> Reported:
+        return Reported(order.key, None, f"unknown order {order.verb!r}")
+
+    def _ready(self) -> Ready:
+        engine = self.engine
+        limits = engine.config.limits
+        settings = {name: getattr(engine.config, name) for name in EngineConfig.describe()}
+        sizes = (limits.max_seq_len, limits.max_running, engine.vocab_size)
+        return Ready(self.name, plain(settings), *sizes)
+
+    def _told(self, record: StepRecord) -> Iterable[ToDetokenizer]:
+        now = monotonic()
+        for event in record.events:
+            yield from self._event(event, now)
+
+    def _event(self, event: Event, now: float) -> Iterable[ToDetokenizer]:
+        if isinstance(event, Preempted):
+            self._preempted += 1
+        if not isinstance(event, Sampled | Finished) or event.rid not in self._open:
+            return
+        this = self._open[event.rid]
+        request = this.request
+        if this.wants_prompt and (isinstance(event, Sampled) or event.reason == "length"):
+            this.wants_prompt = False
+            yield Scored(event.rid, tuple(map(_score, _with_ids(request))))
+        if isinstance(event, Sampled):
+            made = len(request.tokens) - request.prompt_len
+            this.first = this.first or now
+            score = None
+            if request.sampling.logprobs is not None:
+                score = _scored(request.scores[made - 1], event.token)
+            yield Token(event.rid, event.token, score)
+        else:
+            del self._open[event.rid]
+            stopped = event.reason == "stop" and request.text_len is None
+            over = (event.reason, stopped, request.text_len, request.cached)
+            yield Over(event.rid, *over, this.first, request.error)
+
+    def _load(self, record: StepRecord) -> Load:
+        g = record.gauges
+        pages = (g.free_pages, g.cached_pages, g.evictable_pages)
+        counts = (g.waiting, g.running, self._preempted)
+        return Load(record.batch.step, *pages, *counts, self.paused)
+
+
+@dataclass
+class _Open:
+    """A request that is not over."""
+
+    request: Request
+    echo: bool
+    first: float | None = None  # when its first token was there
+
+    def __post_init__(self) -> None:
+        self.wants_prompt = self.request.sampling.prompt_logprobs is not None
+
+
+def _with_ids(request: Request) -> Iterable[tuple[Logprob | None, int]]:
+    return zip(request.prompt_logprobs or (), request.prompt, strict=True)
+
+
+def _score(pair: tuple[Logprob | None, int]) -> Score | None:
+    return None if pair[0] is None else _scored(pair[0], pair[1])
+
+
+def _scored(said: Logprob, token: int) -> Score:
+    return Score(token, said.logprob, said.top)
