@@ -585,6 +585,27 @@ BUGS += [
         "if False:",
         ("tests/trace/test_hostile_files.py",),
     ),
+    Bug(
+        "a miss-ratio curve counts pages as positions",
+        "minisgl/bench/misses.py",
+        "pages = max(1, pool // config.page_size)",
+        "pages = pool",
+        ("tests/bench/test_misses.py",),
+    ),
+    Bug(
+        "what is asked for twice is not what is asked for again",
+        "minisgl/bench/misses.py",
+        "sum(n > 1 for n in counts)",
+        "sum(n > 2 for n in counts)",
+        ("tests/bench/test_misses.py",),
+    ),
+    Bug(
+        "what could be chance is painted like a difference",
+        "minisgl/bench/matrix.py",
+        "if found.verdict not in COLOURS:",
+        'if found.verdict == "equal":',
+        ("tests/bench/test_matrix.py",),
+    ),
 ]
 
 
