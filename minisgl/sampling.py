@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from numbers import Real
@@ -13,6 +13,7 @@ GREEDY_BELOW: Final = 1e-5  # a lower temperature than this is none: the likelie
 MAX_LOGPROBS: Final = 20  # alternatives reported per token, as OpenAI's API allows
 MAX_STOPS: Final = 16384  # stop strings of one request
 MAX_STOP_LEN: Final = 1024  # characters of one of them
+MAX_BIASES: Final = 1024  # tokens of one request that have a bias
 
 _MASK: Final = 0xFFFFFFFFFFFFFFFF
 _GAMMA: Final = 0x9E3779B97F4A7C15
@@ -39,6 +40,8 @@ class SamplingParams:
 
     The logits go through these, in this order (that of transformers; vLLM has min_p before top_k):
 
+    logit_bias: token id -> -100 to 100, which is added to its logit; for 1024 tokens at most. Kept
+        as pairs in order of the ids.
     repetition_penalty: 0.01 to 100; logits of tokens in prompt or output are divided by it where
         positive, multiplied where negative. Source: Keskar et al. 2019, sec. 4.1.
     presence_penalty, frequency_penalty: -2 to 2; subtracted from the logits of tokens in the output
@@ -78,6 +81,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
 
     def __post_init__(self) -> None:
         def settle(name: str, value: object) -> None:
@@ -106,12 +110,19 @@ class SamplingParams:
         ids = _as_tuple("stop_token_ids", self.stop_token_ids, "ids")
         settle("stop_token_ids", tuple(as_int("one of stop_token_ids", x, 0) for x in ids))
         one = isinstance(self.stop, str)
+        settle("logit_bias", _biases(self.logit_bias))
         settle("stop", _stops((self.stop,) if one else _as_tuple("stop", self.stop, "strings")))
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, without chance."""
         return self.temperature < GREEDY_BELOW
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """``logit_bias`` as it is kept: pairs of a token id and what its logit gains."""
+        assert isinstance(self.logit_bias, tuple)
+        return self.logit_bias
 
     @property
     def penalises(self) -> bool:
@@ -123,7 +134,7 @@ class SamplingParams:
     def plain(self) -> bool:
         """Whether the largest raw logit is all there is to know of a step."""
         reports = self.logprobs is not None or self.prompt_logprobs is not None
-        return self.greedy and not self.penalises and not reports
+        return self.greedy and not self.penalises and not reports and not self.logit_bias
 
 
 _RANGES: Final = (
@@ -171,6 +182,18 @@ def _as_tuple(name: str, value: object, of: str) -> tuple[object, ...]:
     if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
         raise TypeError(f"{name} must be a list of {of}, got {value!r}")
     return tuple(value)
+
+
+def _biases(given: object) -> tuple[tuple[int, float], ...]:
+    pairs = given.items() if isinstance(given, Mapping) else _as_tuple("logit_bias", given, "pairs")
+    biases: dict[int, float] = {}
+    for pair in pairs:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"logit_bias must hold pairs of a token id and a number, got {pair!r}")
+        token = as_int("a token id of logit_bias", pair[0], 0)
+        biases[token] = _as_float("a number of logit_bias", pair[1], -100.0, 100.0)
+    _at_most("the number of tokens in logit_bias", len(biases), MAX_BIASES)
+    return tuple(sorted(biases.items()))
 
 
 def _stops(strings: tuple[object, ...]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ KINDS = [
     SamplingParams(temperature=2.0, seed=1),
     SamplingParams(temperature=4.0, logprobs=0),
     SamplingParams(**EVERYTHING, seed=3, repetition_penalty=1.3, logprobs=3),
-    SamplingParams(frequency_penalty=1.0, presence_penalty=0.5),
+    SamplingParams(frequency_penalty=1.0, presence_penalty=0.5, logit_bias={9: 4.0, 30: -9.0}),
     SamplingParams(temperature=1.0, seed=5, frequency_penalty=0.8, prompt_logprobs=2, logprobs=1),
     SamplingParams(logprobs=2, prompt_logprobs=0),
     SamplingParams(),

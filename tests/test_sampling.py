@@ -56,6 +56,14 @@ from minisgl.sampling import SamplingParams, request_seed
         ({"logprobs": True}, TypeError, "logprobs"),
         ({"prompt_logprobs": 21}, ValueError, "prompt_logprobs"),
         ({"prompt_logprobs": "all"}, TypeError, "prompt_logprobs"),
+        ({"logit_bias": {1: 101}}, ValueError, "a number of logit_bias must be from -100 to 100"),
+        ({"logit_bias": {1: float("nan")}}, ValueError, "logit_bias"),
+        ({"logit_bias": {-1: 1}}, ValueError, "a token id of logit_bias must be at least 0"),
+        ({"logit_bias": {"1": 1}}, TypeError, "a token id of logit_bias must be an integer"),
+        ({"logit_bias": [1]}, TypeError, "logit_bias must hold pairs"),
+        ({"logit_bias": "12"}, TypeError, "logit_bias must be a list of pairs"),
+        ({"logit_bias": 3}, TypeError, "logit_bias"),
+        ({"logit_bias": {i: 0 for i in range(1025)}}, ValueError, "at most 1024, got 1025"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -68,7 +76,9 @@ def test_a_wrong_value_is_refused_by_name(
 
 def test_the_fields_stand_in_the_promised_order() -> None:
     names = "temperature top_k top_p min_p max_tokens ignore_eos seed stop stop_token_ids "
-    names += "repetition_penalty presence_penalty frequency_penalty logprobs prompt_logprobs"
+    names += (
+        "repetition_penalty presence_penalty frequency_penalty logprobs prompt_logprobs logit_bias"
+    )
     assert " ".join(SamplingParams.__dataclass_fields__) == names
 
 
@@ -79,6 +89,10 @@ def test_numbers_of_any_make_become_pythons_own() -> None:
     got = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.seed)
     assert got == (0.5, 2**40, 0.5, 0.0, -7)
     assert [type(x) for x in got] == [float, int, float, float, int]
+    biased = SamplingParams(logit_bias={np.int64(7): 1, 2: np.float32(-0.5)})
+    assert biased.biases == ((2, -0.5), (7, 1.0)) and type(biased.biases[1][0]) is int
+    read: Any = [[7, 1], [2, -0.5]]  # as JSON has it
+    assert SamplingParams(logit_bias=read) == biased
     assert SamplingParams(stop="ab").stop == ("ab",)
     assert SamplingParams(stop=["ab", "c"], stop_token_ids=[1, 2]).stop_token_ids == (1, 2)
 
@@ -92,6 +106,7 @@ def test_only_what_needs_more_than_the_largest_logit_is_not_plain() -> None:
         (False, {"logprobs": 0}),
         (False, {"prompt_logprobs": 0}),
         (False, {"presence_penalty": 0.1}),
+        (False, {"logit_bias": {3: 1}}),
     ]
     for plain, fields in cases:
         assert SamplingParams(**fields).plain is plain

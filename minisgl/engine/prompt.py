@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minisgl.core import as_int
+from minisgl.core import SamplingParams, as_int
 from minisgl.engine.codec import Codec
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -35,6 +35,15 @@ def token_ids(prompt: Prompt, codec: Codec | None, vocab_size: int) -> tuple[int
             f"token id {max(ids)} is out of the vocabulary, which has {vocab_size} ids"
         )
     return ids
+
+
+def check_biases(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raise ValueError for a logit_bias of a token that is not in the vocabulary."""
+    if sampling.biases and sampling.biases[-1][0] >= vocab_size:
+        raise ValueError(
+            f"logit_bias names token {sampling.biases[-1][0]}, which is out of the vocabulary of "
+            f"{vocab_size} ids"
+        )
 
 
 def needed(codec: Codec | None) -> Codec:

@@ -43,23 +43,29 @@ def choose(logits: Tensor, rows: Sequence[Row], penalties: Penalties, staging: S
         np.array([draw.seed for draw in chosen], np.int64),
         np.array([draw.made for draw in chosen], np.int64),
     )
-    penalised, history, *weights, drawn, key, t, k, p, m, narrow, wide = staging.send(
-        at[used],
-        np.array(penalties.rows([rows[i].slot for i in at[used]]), np.int64),
-        *(_bits(column) for column in numbers[used, 4:].T),
-        at[random],
-        keys[random],
-        _bits(temperature[random]),
-        top_k[random],
-        _bits(top_p[random]),
-        _bits(min_p[random]),
-        np.flatnonzero(narrowed[random]),
-        np.flatnonzero(~narrowed[random]),
+    where, which, added, penalised, history, *weights, drawn, key, t, k, p, m, narrow, wide = (
+        staging.send(
+            *_biases(rows, at),
+            at[used],
+            np.array(penalties.rows([rows[i].slot for i in at[used]]), np.int64),
+            *(_bits(column) for column in numbers[used, 4:].T),
+            at[random],
+            keys[random],
+            _bits(temperature[random]),
+            top_k[random],
+            _bits(top_p[random]),
+            _bits(min_p[random]),
+            np.flatnonzero(narrowed[random]),
+            np.flatnonzero(~narrowed[random]),
+        )
     )
     scores = logits
-    if len(penalised):
+    if len(where) or len(penalised):
         scores = logits.float().clone()
-        scores[penalised] = penalties.applied(logits[penalised], history, *map(_floats, weights))
+    if len(where):
+        scores[where, which] += _floats(added)
+    if len(penalised):
+        scores[penalised] = penalties.applied(scores[penalised], history, *map(_floats, weights))
     tokens = _largest(scores)
     if len(drawn):
         warm = scaled(scores[drawn], _floats(t))
@@ -145,6 +151,13 @@ def _largest(logits: Tensor) -> Tensor:
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         return torch.from_numpy(logits.numpy().argmax(-1))
     return logits.argmax(-1)
+
+
+def _biases(rows: Sequence[Row], at: Ints) -> tuple[Ints, Ints, Ints]:
+    """What is added to single logits of these rows: the row, the token, the number's bits."""
+    found = [(i, token, bias) for i in at.tolist() for token, bias in rows[i].sampling.biases]
+    row, token, bias = zip(*found, strict=True) if found else ((), (), ())
+    return np.array(row, np.int64), np.array(token, np.int64), _bits(np.array(bias))
 
 
 def _bits(numbers: npt.NDArray[Any]) -> Ints:

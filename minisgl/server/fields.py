@@ -88,9 +88,11 @@ class Common(Strict, kw_only=True, frozen=True):
     ) -> SamplingParams:
         """How the engine is to sample. Raises ``ApiError`` that names the field."""
         given = {name: getattr(self, name) for name in _PASSED_ON}
+        biases = {_token_id(name): bias for name, bias in self.logit_bias.items()}
         try:
             return SamplingParams(
                 **given,
+                logit_bias=biases,
                 max_tokens=max_tokens,
                 logprobs=logprobs,
                 prompt_logprobs=logprobs if scores_prompt else None,
@@ -282,6 +284,15 @@ def schemas() -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
         kinds, ref_template="#/components/schemas/{name}"
     )
     return components, refs
+
+
+def _token_id(name: str) -> int:
+    """A token id that stands as the name of a JSON field."""
+    if not re.fullmatch("[0-9]{1,9}", name):
+        raise ApiError(
+            400, f"logit_bias names {name[:40]!r}, which is no token id", param="logit_bias"
+        )
+    return int(name)
 
 
 def _without_nulls(value: Any, depth: int) -> Any:

@@ -241,6 +241,14 @@ def test_a_wrong_prompt_is_refused_and_the_others_go_on(
     assert right(good)
 
 
+def test_a_bias_of_a_token_that_is_none_is_refused() -> None:
+    engine = hash_engine()
+    says = "logit_bias names token 13, which is out of the vocabulary of 13 ids"
+    with pytest.raises(ValueError, match=says):
+        engine.add([1, 2], SamplingParams(logit_bias={3: 1.0, VOCAB: 1.0}))
+    assert not engine.requests
+
+
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [

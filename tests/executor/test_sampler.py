@@ -13,6 +13,7 @@ from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -55,6 +56,9 @@ def drawn(scores: Tensor, sampling: SamplingParams, n: int, seed: int = 0) -> Te
 def says_transformers(scores: Tensor, sampling: SamplingParams) -> Tensor:
     """transformers' probabilities; OpenAI's formula for the penalties it does not have."""
     processors = LogitsProcessorList()
+    if sampling.biases:
+        biases: Any = {(token,): bias for token, bias in sampling.biases}
+        processors.append(SequenceBiasLogitsProcessor(biases))
     if sampling.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     past: Any = torch.tensor([PROMPT + OUTPUT])
@@ -87,6 +91,8 @@ CASES: list[dict[str, Any]] = [
     {"min_p": 1.0},
     {"repetition_penalty": 1.7},
     {"presence_penalty": 1.5, "frequency_penalty": -0.5},
+    {"logit_bias": {3: 2.5, 5: -100.0, 49: 4.0}},
+    {"logit_bias": {3: 2.5, 6: -1.0}, "repetition_penalty": 1.7, "top_k": 9},
     {"top_k": 12, "top_p": 0.8, "min_p": 0.02, "temperature": 1.6, "repetition_penalty": 0.6},
 ]
 
@@ -100,6 +106,9 @@ def test_the_filtered_probabilities_are_those_of_transformers(
     sampling = SamplingParams(**{"temperature": 1.0} | case)
     raw, want = logits(1, seed), says_transformers(logits(1, seed)[0], sampling)
     weights = [torch.tensor([getattr(sampling, name)]) for name in _WEIGHTS]
+    raw = raw.clone()
+    for token, bias in sampling.biases:
+        raw[0, token] += bias
     scores = penalties(0).applied(raw, torch.tensor([0]), *weights)
     warm = scaled(scores, torch.tensor([sampling.temperature]))
     k = sampling.top_k if 0 < sampling.top_k < VOCAB else VOCAB
@@ -156,14 +165,29 @@ def test_a_row_draws_the_same_in_any_batch() -> None:
         SamplingParams(temperature=1.3, top_k=9, min_p=0.01),
         SamplingParams(temperature=1.0, frequency_penalty=2.0),
         SamplingParams(repetition_penalty=1.5),
+        SamplingParams(logit_bias={4: 100.0}),
+        SamplingParams(temperature=1.0, logit_bias={7: 3.0, 8: -3.0}, presence_penalty=1.0),
     ]
     scores = logits(30)
-    rows = [row(kinds[i % 6], slot=i, seed=i % 4 - 2, made=i // 3) for i in range(30)]
+    rows = [row(kinds[i % 8], slot=i, seed=i % 4 - 2, made=i // 3) for i in range(30)]
     slots = range(30)
     together = choose(scores, rows, penalties(*slots), Staging(1, CPU))
     for order in (list(reversed(slots)), [7], [4, 5, 10], list(range(0, 30, 6))):
         some = choose(scores[order], [rows[i] for i in order], penalties(*slots), Staging(1, CPU))
         assert some.tolist() == together[order].tolist()
+
+
+def test_a_bias_changes_its_own_rows_tokens_alone() -> None:
+    scores = logits(4)
+    best = scores.argmax(-1).tolist()
+    worst = int(scores[1].argmin())
+    biased = SamplingParams(logit_bias={worst: 100.0, best[1]: -100.0})
+    plain = SamplingParams(logprobs=0)
+    rows = [row(plain), row(biased), row(SamplingParams()), row(biased)]
+    rows[3] = row(SamplingParams(logit_bias={best[3]: -100.0}))
+    tokens = choose(scores, rows, penalties(), Staging(1, CPU)).tolist()
+    assert tokens[:3] == [best[0], worst, best[2]]
+    assert tokens[3] == int(scores[3].topk(2).indices[1])
 
 
 def test_seeds_and_indexes_draw_apart() -> None:
