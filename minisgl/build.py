@@ -58,9 +58,14 @@ def _runner(folder: Path, described: ModelConfig, config: EngineConfig) -> Runne
     if config.runner == "hash":
         sizes = (limits.num_pages, limits.page_size, limits.max_running)
         return HashRunner(*sizes, described.vocab_size)
+    depth = 2 if config.overlap else 1
+    if config.tp > 1:
+        from minisgl.executor.tp_runner import start_ranks
+
+        return start_ranks(folder, config, depth)
     from minisgl.executor.torch_runner import load_runner
 
-    return load_runner(folder, described, config, depth=2 if config.overlap else 1)
+    return load_runner(folder, described, config, depth)
 
 
 def _has_native_kernels(wanted: EngineConfig) -> bool:

@@ -203,6 +203,19 @@ class ModelFacts(NamedTuple):
     num_parameters: int
     kv_bytes_per_value: Mapping[str, int]  # dtype name -> bytes of K and V of one position
     stored_dtype: str
+    num_heads: int = 1
+    num_kv_heads: int = 1
+    intermediate_size: int = 1
+
+    def kv_heads_of(self, tp: int) -> int:
+        """The key and value heads that each of ``tp`` ranks holds."""
+        return max(1, self.num_kv_heads // tp)
+
+    def can_be_shared(self, tp: int) -> bool:
+        """Whether every rank gets whole heads and as many MLP columns as the others. More ranks
+        than key and value heads hold copies of them; a vocabulary is padded."""
+        most, least = max(self.num_kv_heads, tp), min(self.num_kv_heads, tp)
+        return not (self.num_heads % tp or most % least or self.intermediate_size % tp)
 
 
 def resolve(
@@ -223,9 +236,9 @@ def resolve(
         out = out.but(device="cuda" if hardware.gpus and out.runner == "torch" else "cpu")
     if out.device == "cuda" and not hardware.gpus:
         raise ValueError("device='cuda' was asked, but torch sees no GPU here; use device='cpu'")
-    if out.tp > 1:
-        raise ValueError(f"tp={out.tp} was asked; this version runs one process, use tp=1")
     on_gpu = out.device == "cuda"
+    if out.tp > 1:
+        _check_tp(out, hardware, model)
     if out.dtype == AUTO:
         # fp32 is the fast one on a CPU without bf16 units: 60-87 GFLOP/s against 10
         out = out.but(
@@ -238,18 +251,21 @@ def resolve(
     out = _with_kernels(out, hardware)
     if out.threads == AUTO:
         small = model.num_parameters < _SMALL_MODEL
-        out = out.but(threads=1 if small else max(1, hardware.cores))
+        out = out.but(threads=1 if small else max(1, hardware.cores // out.tp))
     if out.max_running == AUTO:
         out = out.but(max_running=256 if on_gpu else 64)
+    # a GPU holds one rank's keys and values, the machine's memory those of all ranks
+    held = model.kv_heads_of(out.tp) * (1 if on_gpu else out.tp)
+    position_bytes = model.kv_bytes_per_value[out.dtype] * held // model.num_kv_heads
+    free = hardware.gpu_memory if on_gpu else hardware.memory
     if out.num_pages == AUTO:
-        free = hardware.gpu_memory if on_gpu else hardware.memory
-        room = free // _KV_MEMORY_SHARE // model.kv_bytes_per_value[out.dtype]
+        room = free // _KV_MEMORY_SHARE // position_bytes
         wanted = _AUTO_SEQUENCES * model.context
         pages = min(room, wanted) // out.page_size
         if pages < 1:
             raise ValueError(
                 f"a KV page of {out.page_size} positions needs "
-                f"{out.page_size * model.kv_bytes_per_value[out.dtype]} bytes; {free} are free and "
+                f"{out.page_size * position_bytes} bytes; {free} are free and "
                 f"a quarter of them may be used; set num_pages yourself"
             )
         out = out.but(num_pages=pages)
@@ -259,8 +275,7 @@ def resolve(
             f"max_seq_len={longest} was asked; the model was made for {model.context} positions"
         )
     assert isinstance(out.num_pages, int)
-    asked = out.num_pages * out.page_size * model.kv_bytes_per_value[out.dtype]
-    free = hardware.gpu_memory if on_gpu else hardware.memory
+    asked = out.num_pages * out.page_size * position_bytes
     if asked > free and out.runner == "torch":
         raise ValueError(
             f"num_pages={out.num_pages} of {out.page_size} positions need {asked} bytes, {free} "
@@ -272,6 +287,25 @@ def resolve(
         step = 8192 if on_gpu else 512
         out = out.but(max_step_tokens=step if out.chunked_prefill else max(step, longest))
     return out
+
+
+def _check_tp(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> None:
+    """Raise ValueError, with the numbers, if ``config.tp`` ranks cannot share this model here."""
+    tp = config.tp
+    if config.runner != "torch":
+        raise ValueError(f"tp={tp} was asked; runner={config.runner!r} is one process, use tp=1")
+    if not model.can_be_shared(tp):
+        can = [str(n) for n in range(1, model.num_heads + 1) if model.can_be_shared(n)]
+        raise ValueError(
+            f"tp={tp} was asked; the model's {model.num_heads} attention heads, "
+            f"{model.num_kv_heads} key/value heads and {model.intermediate_size} MLP columns can "
+            f"be shared evenly by tp={', '.join(can)}"
+        )
+    if config.device == "cuda" and tp > len(hardware.gpus):
+        raise ValueError(
+            f"tp={tp} was asked; each process needs a GPU of its own and torch sees "
+            f"{len(hardware.gpus)} here, use a smaller tp, or device='cpu'"
+        )
 
 
 def _with_kernels(config: EngineConfig, hardware: Hardware) -> EngineConfig:

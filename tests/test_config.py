@@ -14,7 +14,8 @@ from tests.seen import Seen
 
 LAPTOP = Hardware(cores=4, memory=8 << 30)
 SERVER = Hardware(cores=16, memory=128 << 30, gpus=("H200",), gpu_memory=140 << 30)
-TINY = ModelFacts(4096, 4_000_000, {"float32": 4096, "float16": 2048, "bfloat16": 2048}, "float16")
+BYTES = {"float32": 4096, "float16": 2048, "bfloat16": 2048}
+TINY = ModelFacts(4096, 4_000_000, BYTES, "float16", 4, 2, 512)
 LARGE = TINY._replace(num_parameters=8_000_000_000, context=131072, stored_dtype="bfloat16")
 
 
@@ -78,7 +79,13 @@ def test_the_environment_turns_overlap_off() -> None:
         ({"max_seq_len": 10**6}, ValueError, "made for 4096 positions"),
         ({"num_pages": 10**6}, ValueError, "need 65536000000 bytes, 8589934592 are free; lower"),
         ({"device": "cuda"}, ValueError, "torch sees no GPU here; use device='cpu'"),
-        ({"tp": 2}, ValueError, "use tp=1"),
+        (
+            {"tp": 3},
+            ValueError,
+            "tp=3 was asked; the model's 4 attention heads, 2 key/value heads and 512 MLP columns "
+            "can be shared evenly by tp=1, 2, 4",
+        ),
+        ({"tp": 2, "runner": "hash"}, ValueError, "runner='hash' is one process, use tp=1"),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(toggles: dict[str, Any], error: type, says: str) -> None:
@@ -89,6 +96,39 @@ def test_a_wrong_value_is_refused_by_name(toggles: dict[str, Any], error: type, 
 def test_no_room_for_a_page_says_how_much_one_needs() -> None:
     with pytest.raises(ValueError, match="a KV page of 16 positions needs 65536 bytes; 1000 are"):
         resolved(Hardware(1, 1000))
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "columns", "tps"),
+    [(4, 2, 512, [1, 2, 4]), (12, 4, 96, [1, 2, 4, 12]), (6, 3, 4, [1]), (14, 2, 4864, [1, 2])],
+)
+def test_a_model_is_shared_by_as_many_ranks_as_divide_it(
+    heads: int, kv_heads: int, columns: int, tps: list[int]
+) -> None:
+    model = TINY._replace(num_heads=heads, num_kv_heads=kv_heads, intermediate_size=columns)
+    assert [tp for tp in range(1, 40) if model.can_be_shared(tp)] == tps
+
+
+def test_ranks_beyond_the_key_heads_hold_copies_that_the_memory_must_hold_too() -> None:
+    model = LARGE._replace(num_heads=8, num_kv_heads=2, intermediate_size=512)
+    pages = [resolved(model=model, tp=tp).limits.num_pages for tp in (1, 2, 4, 8)]
+    assert pages == [pages[0], pages[0], pages[0] // 2, pages[0] // 4]
+    with pytest.raises(ValueError, match=f"need {pages[0] * 16 * 4 * 16384} bytes"):
+        resolved(model=model, tp=8, num_pages=pages[0] * 4)
+
+
+def test_each_rank_needs_a_gpu_which_then_holds_more_pages() -> None:
+    with pytest.raises(ValueError, match="a GPU of its own and torch sees 1 here"):
+        resolved(SERVER, tp=2)
+    two = SERVER._replace(gpus=("H200", "H200"))
+    model = LARGE._replace(num_heads=8, num_kv_heads=2, intermediate_size=512, context=1 << 30)
+    pages = [resolved(two, model, tp=tp).limits.num_pages for tp in (1, 2)]
+    assert pages[1] == 2 * pages[0]
+
+
+def test_the_cores_are_shared_among_the_ranks() -> None:
+    model = LARGE._replace(num_heads=8, num_kv_heads=2, intermediate_size=512)
+    assert [resolved(model=model, tp=tp).threads for tp in (1, 2, 4, 8)] == [4, 2, 1, 1]
 
 
 def test_an_unknown_option_lists_the_known_ones() -> None:

@@ -37,7 +37,7 @@ from minisgl.engine.card import engine_card
 from minisgl.engine.codec import Codec
 from minisgl.engine.interrupts import Held
 from minisgl.engine.prompt import Prompt, check_biases, needed, token_ids
-from minisgl.engine.runner import Runner
+from minisgl.engine.runner import Runner, Worker
 from minisgl.engine.stops import Stops
 from minisgl.engine.travel import (
     Checkpoint,
@@ -205,7 +205,8 @@ class Engine:
         """Keep ``depth`` steps in flight and collect the oldest. None when there is nothing to do.
 
         What was added or aborted while nothing could run is recorded as a step without rows.
-        Raises RuntimeError if requests wait and the policy runs none of them.
+        Raises RuntimeError if requests wait and the policy runs none of them; and if a process that
+        computes was lost, once all requests have ended with "error".
         """
         self._check_open()
         self._check_not_telling()
@@ -219,7 +220,11 @@ class Engine:
         if self._scheduler.busy:
             waits = "; ".join(map(str, plan.refusals if plan else ())) or "it names none of them"
             raise RuntimeError(f"requests wait and the policy runs none: {waits}")
-        return self._flush() if self._events else None
+        if self._events:
+            return self._flush()
+        if self._runner.broken is not None:
+            raise RuntimeError(self._runner.broken)
+        return None
 
     def steps(self) -> Iterator[StepRecord]:
         """Step until nothing is left to do."""
@@ -377,6 +382,11 @@ class Engine:
     def pages(self) -> tuple[int, ...]:
         """How many hold each KV page: running requests and the prefix cache."""
         return self._scheduler.pool.counts
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The processes that compute, as (rank, pid); () where it is this one."""
+        return self._runner.workers
 
     def check(self) -> None:
         """Raise AssertionError at the first page or slot that does not add up."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minisgl.core import Batch, Logprob, Outcome, Row, SamplingParams, Span
 
@@ -29,8 +29,25 @@ class Snapshot(Protocol):
         ...
 
 
+class Worker(NamedTuple):
+    """A process that computes for an engine."""
+
+    rank: int
+    pid: int
+
+
 class Runner(Protocol):
     """Weights, KV pages and per-slot tables. Batches take effect in the order they are launched."""
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """The processes that compute, in order of rank; () if it is this one, or none any more."""
+        ...
+
+    @property
+    def broken(self) -> str | None:
+        """Why nothing can be computed any more, and the way out; None while it can."""
+        ...
 
     def launch(self, batch: Batch) -> Launch:
         """Start computing a batch; return before it is done where the device allows."""
@@ -104,10 +121,13 @@ class HashRunner:
     page table*, so one wrong, stale or reused page changes the text. The scheduler's oracle.
 
     What is sampled depends on seed and output index; with penalties, on the tokens used so far as
-    the rows tell them. It has no top_k, top_p or min_p.
+    the rows tell them. It has no top_k, top_p, min_p or logit_bias.
 
     A launched batch is computed only when somebody waits for it: the worst case of overlap.
     """
+
+    workers: tuple[Worker, ...] = ()
+    broken: str | None = None
 
     def __init__(self, num_pages: int, page_size: int, num_slots: int, vocab_size: int) -> None:
         self.page_size, self.vocab_size = page_size, vocab_size

@@ -45,7 +45,9 @@ class Forward:
     ) -> None:
         limits = config.limits
         self._made_of = (model, model_config, config, group, depth)
-        self._model, self._page_size = model, limits.page_size
+        self._model, self._page_size, self._group = model, limits.page_size, group
+        self._samples = group.rank == 0
+        self._lane = "device" if group.size == 1 else f"device {group.rank}"
         self._pool = KVPool(
             model_config.num_layers,
             limits.num_pages,
@@ -65,7 +67,11 @@ class Forward:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Outcome:
-        """Compute a batch and wait for its tokens. Its time is a span on the lane "device"."""
+        """Compute a batch and wait for its tokens.
+
+        Its time is a span on the lane "device", or "device 1" for rank 1 of several. The first rank
+        samples for all; what the others return says no tokens.
+        """
         begin = perf_counter()
         inputs = self._stage(batch)
         self._attention.prepare(inputs.meta)
@@ -74,7 +80,9 @@ class Forward:
         out = _spread(tokens, batch.rows)
         logprobs = _spread(scores, batch.rows) if any(scores) else ()
         prompts = of_prompts(hidden, batch.rows, self._model.logits, self._vocab_size)
-        span = Span("device", f"step {batch.step}", begin, perf_counter())
+        span = Span(self._lane, f"step {batch.step}", begin, perf_counter())
+        if not self._samples:
+            return Outcome(batch.step, (), (span,))
         return Outcome(batch.step, out, (span,), None, logprobs, prompts)
 
     @torch.inference_mode()
@@ -125,13 +133,18 @@ class Forward:
             ) from error
 
     def _sample(self, hidden: Tensor, inputs: _Inputs) -> tuple[list[int], list[Logprob | None]]:
-        """The emitting rows' tokens, which the device keeps to feed them back, and logprobs."""
-        if not inputs.emitting:
+        """The emitting rows' tokens, which every rank keeps to feed them back, and logprobs."""
+        rows = inputs.emitting
+        if not rows:
             return [], []
         logits = self._model.logits(hidden[inputs.sampling_tokens])
-        tokens = choose(logits, inputs.emitting, self._tables.penalties, self._sampling_staging)
+        if self._samples:
+            tokens = choose(logits, rows, self._tables.penalties, self._sampling_staging)
+        else:
+            tokens = torch.empty_like(inputs.sampling_slots)
+        tokens = self._group.broadcast(tokens)
         self._tables.last[inputs.sampling_slots] = tokens
-        return tokens.tolist(), of_tokens(logits, tokens, inputs.emitting)
+        return tokens.tolist(), of_tokens(logits, tokens, rows)
 
     def _stage(self, batch: Batch) -> _Inputs:
         """Bring the page table up to date and lay the batch out, token after token.
@@ -169,7 +182,8 @@ class Forward:
         at = tables.pages[token_slot, position // size] * size + position % size
         width = -(-int((starts + lengths).max()) // size)
         meta = Meta(starts, lengths, tables.pages[slot, :width], at)
-        for slot_, draw in zip(slots_, draws, strict=True) if any(draws) else ():
+        drawing = self._samples and any(draws)
+        for slot_, draw in zip(slots_, draws, strict=True) if drawing else ():
             if draw and draw.history:
                 tables.penalties.begin(slot_, draw.history, self._vocab_size)
         emitting = [row for row in batch.rows if row.emits]

@@ -14,7 +14,7 @@ from minisgl import registry
 from minisgl.config import EngineConfig
 from minisgl.core import Batch
 from minisgl.distributed.group import ALONE, Group
-from minisgl.engine.runner import Launch, Snapshot
+from minisgl.engine.runner import Launch, Snapshot, Worker
 from minisgl.executor.forward import Contents, Forward
 from minisgl.executor.tables import Tables
 from minisgl.models.config import ModelConfig
@@ -28,10 +28,13 @@ class TorchRunner:
     A runner dropped without ``close`` ends its thread when it is collected, or when Python exits.
     """
 
+    workers: tuple[Worker, ...] = ()
+    broken: str | None = None
+
     def __init__(self, forward: Forward, threads: int) -> None:
         self._forward: Forward | None = forward
         self._threads = threads
-        self._worker = ThreadPoolExecutor(1, "minisgl-device", _use_threads, (threads,))
+        self._worker = ThreadPoolExecutor(1, "minisgl-device", use_threads, (threads,))
 
     def launch(self, batch: Batch) -> Launch:
         """Queue a batch and return at once.
@@ -147,7 +150,7 @@ def load_model(
     return model
 
 
-def _use_threads(count: int) -> None:
+def use_threads(count: int) -> None:
     """Set how many CPU threads torch uses for what the calling thread computes.
 
     OpenMP and MKL keep that number per calling thread, so two engines do not change each other's.

@@ -110,7 +110,15 @@ class ModelConfig:
         """What sizing an engine needs to know of the model."""
         values = 2 * self.num_layers * self.num_kv_heads * self.head_dim
         per_position = {dtype: values * size for dtype, size in DTYPE_BYTES.items()}
-        return ModelFacts(self.context, self.num_parameters, per_position, self.stored_dtype)
+        return ModelFacts(
+            self.context,
+            self.num_parameters,
+            per_position,
+            self.stored_dtype,
+            self.num_heads,
+            self.num_kv_heads,
+            self.intermediate_size,
+        )
 
 
 def windows(fields: Fields, size: int | None, sliding: range) -> tuple[int | None, ...]:
