@@ -122,7 +122,7 @@ class Film {
     this.totals = {};
     for (const name in TABLES) this[name] = new Table(this.columnsOf(name));
     // A step's row of `steps` holds, for each table, the index where its rows begin.
-    const types = { t0: F, t1: F, tokens: I };
+    const types = { t0: F, t1: F, tokens: I, peak: I };
     for (const name in TABLES) types[name] = I;
     for (const name of GAUGES) types[name] = I;
     this.steps = new Table(types);
@@ -135,7 +135,7 @@ class Film {
     this.laneEnd = [];
     this.shift = null; // nanoseconds that device times are moved by; see addTimes
     this.foreign = false;
-    this.mostCached = this.mostLevels = 0; // over all steps: what the tree's scale and height hold for
+    this.mostLevels = 0; // of the tree, over all steps, so that its height holds for all
     this.levelOf = new Map();
     this.mostRid = 0;
     this.longestSay = 0;
@@ -255,7 +255,7 @@ class Film {
       if (kind === "evicted") evicted += events.value[i];
       if (events.rid[i] >= 0) this.addEvent(this.indexOf(events.rid[i], step), i, kind, step);
     }
-    this.mostCached = Math.max(this.mostCached, steps.cached[g] + evicted);
+    steps.peak[g] = Math.max(g ? steps.peak[g - 1] : 0, steps.cached[g] + evicted);
     for (let i = steps.nodes[g]; i < steps.nodes[g + 1]; i++) {
       const level = 1 + (this.levelOf.get(this.nodes.parent[i]) || 0);
       if (this.nodes.size[i]) this.levelOf.set(this.nodes.id[i], level);
@@ -840,10 +840,10 @@ class Session {
   get live() {
     return this.alive && this.status.mode === "live" && !!this.runStatus.live && !this.runStatus.closed;
   }
-  /** The run that is compared with the one in front, where a first divergence is known. */
-  get other() {
-    if (!this.status.divergence || this.films.length < 2) return null;
-    return this.films[this.run === 0 ? 1 : 0];
+  /** The runs whose lanes are drawn over one another: the one in front, and what it is compared with. */
+  get pair() {
+    if (!this.status.divergence || this.films.length < 2) return [this.run];
+    return this.run === 0 ? [0, 1] : [0, this.run];
   }
 
   put(name, value) {
@@ -1338,7 +1338,8 @@ class Lanes extends View {
     this.byTime = false;
     this.axes = [new Axis(), new Axis()];
     this.top = 0;
-    this.a = this.b = new I(0);
+    this.films = []; // one, or two in a comparison: the upper and the lower half of each lane
+    this.lanes = []; // for each of these, by lane: the request's index in it, or -1
     this.choice(["by step", "by time"], "by step", (name) => (this.byTime = name === "by time"), "x axis");
     this.filter = h("input.filter", {
       type: "text", placeholder: "filter  /", "aria-label": "Filter requests and events", spellcheck: false,
@@ -1377,37 +1378,39 @@ class Lanes extends View {
   get axis() {
     return this.axes[+this.byTime];
   }
+  get n() {
+    return this.lanes.length ? this.lanes[0].length : 0;
+  }
+  get paired() {
+    return this.films.length > 1;
+  }
   rid(lane) {
-    return this.a[lane] >= 0 ? this.app.film.requests.rid[this.a[lane]]
-      : this.app.session.other.requests.rid[this.b[lane]];
+    const which = this.lanes[0][lane] >= 0 ? 0 : 1;
+    return this.films[which].requests.rid[this.lanes[which][lane]];
   }
 
   list() {
-    const { app } = this, { film } = app, { other } = app.session;
-    const key = [film.version, other?.version, app.filter.text, app.session.run].join("|");
-    if (key === this.key) return;
+    const { app } = this, { pair, films } = app.session, front = films[0] ? pair.map((run) => films[run]) : [app.film];
+    const key = [...front.map((film) => film.version), app.filter.text, ...pair].join("|");
+    if (key === this.key && front.every((film, i) => film === this.films[i])) return;
     this.key = key;
+    this.films = front;
     const passing = (film) => {
       const out = [];
       for (let i = 0; i < film.requests.n; i++) if (app.filter.lane(film, i)) out.push(i);
       return out;
     };
-    const a = passing(film);
-    if (!other) {
-      this.a = I.from(a);
-      this.b = null;
-      return;
+    if (front.length === 1) this.lanes = [I.from(passing(front[0]))];
+    else {
+      const rids = new Set(front.flatMap((film) => passing(film).map((i) => film.requests.rid[i])));
+      const all = [...rids].sort((x, y) => x - y);
+      this.lanes = front.map((film) => I.from(all, (rid) => film.indexOfRid.get(rid) ?? -1));
     }
-    const rids = new Set(a.map((i) => film.requests.rid[i]));
-    for (const i of passing(other)) rids.add(other.requests.rid[i]);
-    const all = [...rids].sort((x, y) => x - y);
-    this.a = I.from(all, (rid) => film.indexOfRid.get(rid) ?? -1);
-    this.b = I.from(all, (rid) => other.indexOfRid.get(rid) ?? -1);
   }
 
   update(moved) {
-    const { app } = this, { film, k } = app, n = (this.list(), this.a.length), { other } = app.session;
-    this.rowHigh = this.b ? (n <= 10 ? 30 : 24) : n <= 16 ? 19 : n <= 48 ? 15 : 12;
+    const { app } = this, { film, k } = app, n = (this.list(), this.n), { films } = this;
+    this.rowHigh = this.paired ? (n <= 10 ? 30 : 24) : n <= 16 ? 19 : n <= 48 ? 15 : 12;
     const want = n * this.rowHigh + 26, 
       high = clamp(26 + this.rowHigh * Math.floor(294 / this.rowHigh), 0, Math.max(want, app.narrow ? 130 : app.live ? 312 : 226));
     this.setHeight(this.canvasEl, high);
@@ -1417,9 +1420,9 @@ class Lanes extends View {
       this.inner.style.height = px;
       this.scroll.style.height = `${high}px`;
     }
-    const last = Math.max(film.last, other ? other.last : 0), steps = last - film.first + 1;
+    const last = Math.max(...films.map((each) => each.last)), steps = last - film.first + 1;
     if (this.byTime && film.timed) {
-      const g = clamp(k - film.first, 0, film.count - 1), end = Math.max(film.drawnEnd, other?.drawnEnd ?? 0);
+      const g = clamp(k - film.first, 0, film.count - 1), end = Math.max(...films.map((each) => each.drawnEnd));
       const begin = film.drawnTime(film.steps.t0[0]);
       this.axis.follow(begin, end, steps <= 200 ? Infinity : 160 * film.usualStep, film.drawnMiddle(g), moved);
     } else {
@@ -1429,7 +1432,8 @@ class Lanes extends View {
     }
     if (moved || this.selected !== app.selected) this.showActive(k);
     this.selected = app.selected;
-    say(this.note, this.b ? `above: ${app.runName(0)} · below: ${app.runName(1)}`
+    const { pair } = app.session;
+    say(this.note, this.paired ? `above: ${app.runName(pair[0])} · below: ${app.runName(pair[1])}`
       : n === film.requests.n ? `${count(n, "request")}` : `${num(n)} of ${count(film.requests.n, "request")}`);
     this.describe(this.canvasEl, this.summary());
   }
@@ -1447,8 +1451,9 @@ class Lanes extends View {
     const { film } = this.app, r = film.requests, rows = Math.floor((this.high - 26) / this.rowHigh);
     const from = this.top / this.rowHigh, to = from + rows;
     let first = -1, last = -1, chosen = -1;
-    for (let lane = 0; lane < this.a.length; lane++) {
-      const i = this.a[lane];
+    const mine = this.lanes[this.films.indexOf(film)];
+    for (let lane = 0; lane < this.n; lane++) {
+      const i = mine[lane];
       if (i < 0) continue;
       if (r.rid[i] === this.app.selected) chosen = lane;
       if (r.arrival[i] <= k && (r.finish[i] < 0 || r.finish[i] >= k)) {
@@ -1460,7 +1465,7 @@ class Lanes extends View {
     if (first >= 0 && (last < from || first >= to)) want = (first - 1) * this.rowHigh;
     if (this.selected !== this.app.selected && chosen >= 0 && (chosen < from || chosen + 1 > to))
       want = (chosen - rows / 2) * this.rowHigh;
-    want = clamp(want, 0, Math.max(0, this.a.length * this.rowHigh + 26 - this.high));
+    want = clamp(want, 0, Math.max(0, this.n * this.rowHigh + 26 - this.high));
     if (want !== this.top) {
       this.top = want;
       this.wantTop = want;
@@ -1485,7 +1490,7 @@ class Lanes extends View {
 
   laneAt(y) {
     const lane = Math.floor((y + this.top - 2) / this.rowHigh);
-    return y < this.high - 20 && lane >= 0 && lane < this.a.length ? lane : -1;
+    return y < this.high - 20 && lane >= 0 && lane < this.n ? lane : -1;
   }
 
   paint() {
@@ -1495,12 +1500,12 @@ class Lanes extends View {
     }
     const ctx = this.begin(this.canvasEl), { app } = this, { theme, film, k } = app;
     if (!ctx) return;
-    const w = this.canvasEl.wide, base = this.high - 20, { other } = app.session;
+    const w = this.canvasEl.wide, base = this.high - 20, { films, paired } = this, names = app.session.pair.map((run) => app.runName(run));
     ctx.font = theme.font(this.rowHigh < 14 ? 10 : 11);
-    this.axis.x0 = Math.ceil(ctx.measureText(`r${film.mostRid}`).width) + (this.b ? 22 : 14);
+    this.axis.x0 = Math.ceil(ctx.measureText(`r${film.mostRid}`).width) + (paired ? 24 : 14);
     this.axis.x1 = w - 6;
     const first = Math.max(0, Math.floor((this.top - 2) / this.rowHigh));
-    const last = Math.min(this.a.length - 1, Math.ceil((this.top + base) / this.rowHigh));
+    const last = Math.min(this.n - 1, Math.ceil((this.top + base) / this.rowHigh));
     ctx.save();
     ctx.beginPath();
     ctx.rect(0, 1, w, base - 1);
@@ -1515,23 +1520,27 @@ class Lanes extends View {
         ctx.stroke();
       }
       ctx.font = theme.font(this.rowHigh < 14 ? 10 : 11, mine ? 700 : 400);
-      const i = this.a[lane], born = i < 0 || film.requests.arrival[i] <= Math.max(k, film.first);
+      const born = films.some((each, n) => this.lanes[n][lane] >= 0 && each.requests.arrival[this.lanes[n][lane]] <= Math.max(k, film.first));
       ctx.fillStyle = born ? theme.ink : theme.soft;
       ctx.fillText(`r${rid}`, 5, y + this.rowHigh / 2 + 3);
-      ctx.save();
-      ctx.beginPath();
-      ctx.rect(this.axis.x0 - 1, y - 1, w - this.axis.x0 + 1, this.rowHigh);
-      ctx.clip();
-      if (this.b) {
-        const half = (this.rowHigh - 6) / 2;
-        ctx.font = theme.font(8.5);
-        ctx.fillStyle = theme.soft;
-        if (i >= 0) this.lane(ctx, film, i, y + 1, half);
-        if (this.b[lane] >= 0) this.lane(ctx, other, this.b[lane], y + 2 + half, half);
-      } else this.lane(ctx, film, i, y, this.rowHigh - 2);
-      ctx.restore();
+      const each = paired ? (this.rowHigh - 6) / 2 : this.rowHigh - 2;
+      films.forEach((film, n) => {
+        const i = this.lanes[n][lane], top = paired ? y + 1 + n * (each + 1) : y;
+        if (i < 0) return;
+        if (paired && names[n].length < 3) {
+          ctx.font = theme.font(9);
+          ctx.fillStyle = theme.soft;
+          ctx.fillText(names[n], this.axis.x0 - 10, top + each / 2 + 3);
+        }
+        ctx.save();
+        ctx.beginPath();
+        ctx.rect(this.axis.x0 - 1, y - 1, w - this.axis.x0 + 1, this.rowHigh);
+        ctx.clip();
+        this.lane(ctx, film, i, top, each);
+        ctx.restore();
+      });
     }
-    if (!this.a.length) {
+    if (!this.n) {
       ctx.fillStyle = theme.soft;
       ctx.fillText(film.requests.n ? "No request passes the filter." : "Requests appear with the first step.", 5, 22);
     }
@@ -1644,7 +1653,7 @@ class Lanes extends View {
 
   divergence(ctx, base) {
     const { divergence } = this.app.session.status, { theme, film } = this.app;
-    if (!divergence || !this.b) return;
+    if (!divergence || !this.paired) return;
     const x = this.left(film, divergence.step);
     if (x < this.axis.x0 || x > this.axis.x1) return;
     ctx.strokeStyle = ctx.fillStyle = theme.ghost;
@@ -1658,17 +1667,16 @@ class Lanes extends View {
   }
 
   hover(x, y) {
-    const lane = this.laneAt(y), { film, session } = this.app;
+    const lane = this.laneAt(y);
     if (lane < 0 || x < 0) return null;
-    const lower = this.b && (y + this.top - 2) % this.rowHigh > this.rowHigh / 2;
-    const f = lower ? session.other : film, i = lower ? this.b[lane] : this.a[lane];
+    const n = this.paired && (y + this.top - 2) % this.rowHigh > this.rowHigh / 2 ? 1 : 0, i = this.lanes[n][lane];
     if (i < 0) return [`r${this.rid(lane)}`, "is not in this run"];
-    return x < this.axis.x0 ? this.app.aboutRequest(f, i, this.app.k) : this.app.aboutRequest(f, i, this.stepAt(x));
+    return this.app.aboutRequest(this.films[n], i, x < this.axis.x0 ? this.app.k : this.stepAt(x));
   }
 
-  drawn() {
-    const film = this.app.film, { requests: r, runs, events, about } = film;
-    return Array.from(this.a).filter((i) => i >= 0).map((i) => {
+  drawn(n = this.films.indexOf(this.app.film)) {
+    const film = this.films[n], { requests: r, runs, events, about } = film;
+    return Array.from(this.lanes[n]).filter((i) => i >= 0).map((i) => {
       const lane = { rid: r.rid[i], boxes: [], waiting: [], reused: [], preempted: [], finished: null, reason: null };
       for (let run = r.run[i]; run >= 0; run = runs.next[run]) {
         const span = runs.last[run] - runs.first[run] + 1;
@@ -1970,9 +1978,9 @@ class Step extends View {
     const head = app.session.atHead, key = JSON.stringify([plan, head, busy]);
     if (el.key === key) return;
     el.key = key;
-    const title = h("span.soft", { textContent: "Next: " });
+    const title = h("span.planhead", { textContent: "Next" });
     if (!head || !plan) {
-      el.replaceChildren(title, h("span.hint", {
+      el.replaceChildren(title, h("span.planhint", {
         textContent: head ? "nothing to run" : "go to the last step to see, edit and launch what comes next",
       }));
       return;
@@ -1983,14 +1991,15 @@ class Step extends View {
       boxes.push([input, rid, n]);
       return h("label.chip", { title: on ? "leave out of the next batch" : "add to the next batch" }, input, `r${rid} +${num(n)}`);
     };
-    const launch = app.button("Launch these", "run exactly these rows next", () =>
+    const launch = app.button("Launch", "run exactly these rows next", () =>
       app.command("launch", {
         rows: boxes.filter(([input]) => input.checked).map(([, rid, n]) => [rid, n]), preempt: plan.preempt || [],
       }));
     launch.disabled = !!busy || !plan.rows.length && !(plan.addable || []).length;
-    el.replaceChildren(title, ...plan.rows.map((row) => chip(row, true)), ...(plan.addable || []).map((row) => chip(row, false)), launch,
-      ...(plan.preempt?.length ? [h("div.soft", { textContent: `gives its pages back first: ${plan.preempt.map((rid) => `r${rid}`).join(", ")}` })] : []),
-      h("div.planwhy", { textContent: (plan.refusals || []).join("\n"), title: (plan.refusals || []).join("\n") }));
+    const chips = [...plan.rows.map((row) => chip(row, true)), ...(plan.addable || []).map((row) => chip(row, false))];
+    const first = plan.preempt?.length ? [`${plan.preempt.map((rid) => `r${rid}`).join(", ")} give pages back first`] : [];
+    el.replaceChildren(title, h("span.planhint", { textContent: "what would be launched: leave out, or add" }), launch,
+      h("div.chips", {}, ...chips), h("div.planwhy", { textContent: [...first, ...(plan.refusals || [])].join("\n") }));
   }
 
   drawn() {
@@ -2004,6 +2013,12 @@ class Step extends View {
     };
   }
 }
+
+/** The next of 1, 1.5, 2, 3, 4, 6, 8, 12, ... */
+const roomy = (n) => {
+  const power = 2 ** Math.floor(Math.log2(n));
+  return n <= power ? power : n <= 1.5 * power ? 1.5 * power : 2 * power;
+};
 
 const EVICTABLE = 0, HELD = 1, GONE = 2; // what a node is
 const NODE_WORDS = ["evictable", "held", "evicted"];
@@ -2043,7 +2058,7 @@ class Tree extends View {
   }
 
   update(moved) {
-    const { app } = this, { film, k } = app, state = app.session.state.go(k), { nodes } = state;
+    const { app } = this, { film, k, g } = app, state = app.session.state.go(k), { nodes } = state;
     this.state = state;
     this.held = state.nodeHolders();
     const before = this.k, steps = Math.abs((before ?? k) - k);
@@ -2052,8 +2067,8 @@ class Tree extends View {
     if (this.shape !== state.shape || this.owner !== state) this.arrange(state);
     this.shape = state.shape;
     this.owner = state;
-    // The scale holds for the whole run, so that a node has the same width in every step.
-    const whole = this.links ? this.leaves : Math.max(film.mostCached, this.extent, 1);
+    // The scale follows the most that was ever cached, in a few large steps: a node keeps its width.
+    const whole = this.links ? roomy(this.leaves) : roomy(Math.max(g < 0 ? 0 : film.steps.peak[g], this.extent, 1));
     const a = this.axis;
     Object.assign(a, { lo: 0, hi: whole });
     if (!a.custom) Object.assign(a, { a: 0, b: whole });
@@ -3145,7 +3160,7 @@ class Inspector {
   }
 
   walkSelection(by) {
-    const { lanes } = this, n = lanes.a.length;
+    const { lanes } = this, { n } = lanes;
     if (!n) return;
     let at = -1;
     for (let lane = 0; lane < n; lane++) if (lanes.rid(lane) === this.selected) at = lane;
@@ -3769,7 +3784,8 @@ class Inspector {
       cursor: this.k, run: this.session.run, selected: this.selected, sentence: g >= 0 ? film.say[g] : "",
       shown: this.sentence.textContent, failure: this.failure.hidden ? null : this.failure.textContent,
       message: this.message.hidden ? null : this.message.textContent, pill: this.pill.textContent,
-      lanes: part(this.lanes), batch: part(this.stepView), tree: part(this.tree), pages: part(this.pages),
+      lanes: part(this.lanes), others: this.lanes.paired ? this.lanes.drawn(1 - this.lanes.films.indexOf(film)) : null,
+      batch: part(this.stepView), tree: part(this.tree), pages: part(this.pages),
       timeline: part(this.time), log: part(this.log),
     };
   }
