@@ -171,6 +171,10 @@ class Film {
 
   add({ header, column }) {
     const n = header.steps;
+    if (this.broken) throw new FilmError("The film is damaged: what came before this chunk cannot be read.");
+    if (!(n >= 0 && column("steps.rows").length === n))
+      throw new FilmError("The film is damaged: a chunk does not hold the steps that it claims.");
+    this.broken = true; // until all of the chunk is in
     if (header.about) Object.assign(this.about, header.about);
     if (!this.count) this.first = header.first;
     else if (header.first !== this.last + 1)
@@ -194,6 +198,7 @@ class Film {
     this.count += n;
     for (let g = from; g < from + n; g++) this.addStep(g);
     this.version++;
+    this.broken = false;
   }
 
   /** A chunk's rows of one table, and where each step's rows begin. Returns the first new row. */
@@ -1064,7 +1069,7 @@ class Theme {
     this.root = root;
     const lab = document.body, queries = ["(prefers-color-scheme: dark)", "(prefers-contrast: more)",
       "(forced-colors: active)", "(prefers-reduced-motion: reduce)"].map((query) => matchMedia(query));
-    const read = () => {
+    const read = this.refresh = () => {
       this.read();
       changed();
     };
@@ -1092,6 +1097,7 @@ class Theme {
     this.root.dataset.contrast = contrast || this.forcedQuery.matches ? "more" : "normal";
     const style = getComputedStyle(this.root), probe = document.createElement("canvas").getContext("2d",
       { willReadFrequently: true });
+    this.known = style.getPropertyValue(`--msgl-${COLOURS[0]}`) !== "";
     this.family = style.fontFamily;
     this.rgb = {};
     for (const name of COLOURS) {
@@ -3102,7 +3108,10 @@ class Inspector {
     });
     el.append(this.root);
     this.theme = new Theme(this.root, () => this.draw());
-    this.sizes = new ResizeObserver((entries) => this.resized(entries));
+    this.sizes = new ResizeObserver((entries) => {
+      if (!this.theme.known) this.theme.refresh(); // only what stands on a page has a style
+      this.resized(entries);
+    });
     this.filter = new Filter("", this.film);
     this.tip = new Tip(this.root);
     this.build();
