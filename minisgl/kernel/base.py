@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -25,8 +25,27 @@ class Matrix(Protocol):
         ...
 
 
+class DecodeTables(NamedTuple):
+    """What the device remembers of each slot, and how many positions a page has."""
+
+    pages: Tensor  # (slots, width) int32
+    last: Tensor  # (slots,) int64
+    page_size: int
+
+
+class DecodeInputs(NamedTuple):
+    """What a model and its attention are given in a step of one position a row."""
+
+    ids: Tensor  # (rows,) int64
+    positions: Tensor  # (rows,) int64
+    locations: Tensor  # (rows,) int64: page * page_size + offset
+    ends: Tensor  # (rows,) int32: positions + 1
+    pages: Tensor  # (rows, width) int32: each row's table as far as it is used
+
+
 class Kernels(Protocol):
-    """The twins: ``kernel.plain`` anywhere, ``kernel.native`` on a CPU in float32."""
+    """The twins: ``kernel.plain`` anywhere, ``kernel.native`` on a CPU in float32, ``kernel.cuda``
+    on an NVIDIA GPU."""
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
         """Take over a weight (outputs, inputs), which may be rearranged in place.
@@ -55,5 +74,29 @@ class Kernels(Protocol):
 
         x: (tokens, heads and more, head_dim), which may be written to. weight: (heads, head_dim).
         cos, sin: (tokens, 1, head_dim / 2). Returns (tokens, heads, head_dim).
+        """
+        ...
+
+    def store_kv(
+        self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, locations: Tensor
+    ) -> None:
+        """Write k, v: (tokens, kv_heads, head_dim) to rows ``locations``, (tokens,) int64, of keys
+        and values: (positions, kv_heads, head_dim)."""
+        ...
+
+    def decode_inputs(self, packed: Tensor, tables: DecodeTables, into: DecodeInputs) -> None:
+        """Lay out a step in which each row computes one position; updates the page table first.
+
+        packed: (5 * rows,) int64 on the device: runs of slots, positions, tokens (below 0: the one
+        that the slot sampled last), entries of the flat page table to write (below 0: none; each
+        among its own slot's first entries, up to that of the position) and the pages to write.
+        """
+        ...
+
+    def flatten_pages(self, pages: Tensor, first: Tensor, out: Tensor) -> None:
+        """Each row's pages one after the other: row i's first ones to out[first[i] : first[i + 1]].
+
+        pages: (rows, n) int32; first: (rows + 1,) int32; out: int32, at least one place longer than
+        all of them, which may be written to.
         """
         ...

@@ -1,4 +1,4 @@
-"""The C++ kernels, compiled where they run: once for each source, compiler flags and kind of CPU.
+"""The C++ and CUDA kernels, compiled where they run: once for each source, flags and processor.
 
 One compiler call, whose result is moved into place whole: processes that build at the same time
 each make a file of their own, and whoever comes last replaces it with the same.
@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +27,12 @@ _FLAGS: Final = (
     "-fPIC",
     "-shared",
 )
+_CUDA_FLAGS: Final = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-shared")
 _PATIENCE: Final = 300.0  # seconds for the compiler
 
 
 class NoKernels(Exception):
-    """Why the C++ kernels cannot be had here, as a sentence."""
+    """Why compiled kernels cannot be had here, as a sentence."""
 
 
 def load(cache: Path | None = None) -> Any:
@@ -39,46 +41,70 @@ def load(cache: Path | None = None) -> Any:
     cache: where compiled files are kept; None: ``~/.cache/minisgl``. Takes about 7 s the first
     time, then milliseconds. Raises NoKernels with the reason.
     """
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        raise NoKernels("there is no C++ compiler (c++ or g++)")
+    return _load("cpu.cpp", "*.h", compiler, _FLAGS, _cpu(), cache)
+
+
+def load_cuda(
+    capability: tuple[int, int], cache: Path | None = None, source: str = "cuda.cu"
+) -> Any:
+    """The module of functions that this file of ``csrc`` exports, for GPUs of this capability.
+
+    cache: as in ``load``. Takes about 20 s the first time. Raises NoKernels with the reason.
+    """
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    places = os.pathsep.join(str(Path(home, "bin")) for home in homes if home)
+    compiler = shutil.which("nvcc") or shutil.which("nvcc", path=places)
+    if compiler is None:
+        raise NoKernels("there is no CUDA compiler (nvcc)")
+    number = "".join(map(str, capability))
+    flags = (*_CUDA_FLAGS, f"-gencode=arch=compute_{number},code=sm_{number}")
+    return _load(source, "*.cuh", compiler, flags, "", cache)
+
+
+def _load(
+    source: str, headers: str, compiler: str, flags: Sequence[str], about: str, cache: Path | None
+) -> Any:
     try:
         import tvm_ffi
         from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
     except ImportError as error:
         raise NoKernels(f"the package apache-tvm-ffi cannot be imported ({error})") from error
-    compiler = shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        raise NoKernels("there is no C++ compiler (c++ or g++)")
     try:
         cache = Path.home() / ".cache" / "minisgl" if cache is None else cache
-        path = cache / f"cpu-{_digest(compiler, tvm_ffi.__version__)}.so"
+        files = [_SOURCES / source, *sorted(_SOURCES.glob(headers))]
+        made = _digest(files, compiler, (tvm_ffi.__version__, *flags, about))
+        path = cache / f"{Path(source).stem}-{made}.so"
         if not path.exists():
-            _compile(compiler, (find_include_path(), find_dlpack_include_path()), path)
+            include = (find_include_path(), find_dlpack_include_path())
+            _compile((compiler, *flags, *(f"-I{folder}" for folder in include)), files[0], path)
         return tvm_ffi.load_module(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         raise NoKernels(f"compiling or loading them failed: {error}") from error
 
 
-def _compile(compiler: str, include: tuple[str, ...], path: Path) -> None:
+def _compile(command: Sequence[str], source: Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        where = [f"-I{folder}" for folder in include]
-        command = [compiler, *_FLAGS, *where, str(_SOURCES / "cpu.cpp"), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE)
+        words = [*command, str(source), "-o", str(made)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_PATIENCE)
         if done.returncode:
             first = next(
                 (line for line in done.stderr.splitlines() if "error" in line), "no reason"
             )
-            raise RuntimeError(f"{compiler} says: {first}")
+            raise RuntimeError(f"{command[0]} says: {first}")
         os.replace(made, path)
 
 
-def _digest(compiler: str, version: str) -> str:
-    """A name for what is built: other sources, flags, compilers or CPUs get another."""
+def _digest(files: Sequence[Path], compiler: str, about: Sequence[str]) -> str:
+    """A name for what is built: other sources, flags, compilers or processors get another."""
     digest = hashlib.sha256()
-    for path in sorted(_SOURCES.iterdir()):
+    for path in files:
         digest.update(path.read_bytes())
-    about = (compiler, os.stat(os.path.realpath(compiler)).st_mtime, version, _FLAGS, _cpu())
-    digest.update(repr(about).encode())
+    digest.update(repr((compiler, os.stat(os.path.realpath(compiler)).st_mtime, about)).encode())
     return digest.hexdigest()[:16]
 
 

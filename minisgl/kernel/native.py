@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from minisgl.kernel import paging
 from minisgl.kernel.base import Matrix
 from minisgl.kernel.compile import load
 
@@ -23,6 +24,10 @@ class NativeKernels:
 
     Uses as many threads as torch does on the calling thread. Raises kernel.compile.NoKernels.
     """
+
+    store_kv = staticmethod(paging.store_kv)
+    decode_inputs = staticmethod(paging.decode_inputs)
+    flatten_pages = staticmethod(paging.flatten_pages)
 
     def __init__(self) -> None:
         module = load()

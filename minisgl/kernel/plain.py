@@ -6,11 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minisgl.kernel import paging
 from minisgl.kernel.base import Matrix
 
 
 class PlainKernels:
     """One torch call after the other."""
+
+    store_kv = staticmethod(paging.store_kv)
+    decode_inputs = staticmethod(paging.decode_inputs)
+    flatten_pages = staticmethod(paging.flatten_pages)
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
         """See ``Kernels``. As it is, or as FBGEMM packs float16."""
