@@ -1,0 +1,362 @@
+// The CUDA kernels as functions that Python calls: what happens between matrix products. Each works
+// on the stream that torch uses on the calling thread, allocates nothing and waits for nothing, so
+// all of them can be captured in a CUDA graph. kernel/cuda.py checks what it hands over.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/extra/c_env_api.h>
+#include <tvm/ffi/function.h>
+
+#include <cstdint>
+
+namespace {
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+constexpr int kWarp = 32;
+constexpr int kVectors = 4;      // 16-byte pieces of a row that one thread keeps in registers
+constexpr int kMaxThreads = 1024;
+
+cudaStream_t stream_of(const TensorView& x) {
+    const DLDevice device = x.device();
+    return static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
+}
+
+void check_launch(const char* what) {
+    const cudaError_t error = cudaGetLastError();
+    TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
+}
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <typename T>
+__device__ inline T from_float(float x);
+template <>
+__device__ inline float from_float<float>(float x) { return x; }
+template <>
+__device__ inline __half from_float<__half>(float x) { return __float2half_rn(x); }
+template <>
+__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+
+// 16 bytes of numbers, read and written at once.
+template <typename T>
+struct alignas(16) Pack {
+    static constexpr int kSize = 16 / sizeof(T);
+    T at[kSize];
+};
+
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+        x += __shfl_xor_sync(0xffffffffu, x, offset);
+    }
+    return x;
+}
+
+// The sum over a block, in every thread. scratch: one float for each warp.
+__device__ inline float block_sum(float x, float* scratch) {
+    x = warp_sum(x);
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
+    __syncthreads();
+    const int warps = blockDim.x / kWarp;
+    return warp_sum(threadIdx.x % kWarp < warps ? scratch[threadIdx.x % kWarp] : 0.0f);
+}
+
+// One block a row: out = (x + residual) / rms * weight; the sum goes to residual, if there is one.
+template <typename T>
+__global__ void rms_norm_kernel(const T* x, T* residual, const T* weight, float eps, T* out,
+                                int64_t size) {
+    using P = Pack<T>;
+    __shared__ float scratch[kMaxThreads / kWarp];
+    const int64_t row = blockIdx.x;
+    const int count = static_cast<int>(size / P::kSize);
+    const P* from = reinterpret_cast<const P*>(x + row * size);
+    P* base = residual == nullptr ? nullptr : reinterpret_cast<P*>(residual + row * size);
+    P kept[kVectors];
+    float squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+        const int at = threadIdx.x + i * blockDim.x;
+        if (at >= count) break;
+        kept[i] = from[at];
+        if (base != nullptr) {
+            const P other = base[at];
+#pragma unroll
+            for (int j = 0; j < P::kSize; ++j) {
+                kept[i].at[j] = from_float<T>(to_float(kept[i].at[j]) + to_float(other.at[j]));
+            }
+            base[at] = kept[i];
+        }
+#pragma unroll
+        for (int j = 0; j < P::kSize; ++j) {
+            const float value = to_float(kept[i].at[j]);
+            squares += value * value;
+        }
+    }
+    const float scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(size) + eps);
+    const P* weights = reinterpret_cast<const P*>(weight);
+    P* to = reinterpret_cast<P*>(out + row * size);
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+        const int at = threadIdx.x + i * blockDim.x;
+        if (at >= count) break;
+        const P factor = weights[at];
+#pragma unroll
+        for (int j = 0; j < P::kSize; ++j) {
+            kept[i].at[j] =
+                from_float<T>(to_float(kept[i].at[j]) * scale * to_float(factor.at[j]));
+        }
+        to[at] = kept[i];
+    }
+}
+
+// x: (tokens, 2 * size); out: (tokens, size).
+template <typename T>
+__global__ void silu_and_mul_kernel(const T* x, T* out, int64_t size, int64_t pieces) {
+    using P = Pack<T>;
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (index >= pieces) return;
+    const int64_t across = size / P::kSize, row = index / across, column = index % across;
+    const P* from = reinterpret_cast<const P*>(x) + row * 2 * across + column;
+    const P gate = from[0], up = from[across];
+    P result;
+#pragma unroll
+    for (int j = 0; j < P::kSize; ++j) {
+        const float g = to_float(gate.at[j]);
+        result.at[j] = from_float<T>(g / (1.0f + __expf(-g)) * to_float(up.at[j]));
+    }
+    reinterpret_cast<P*>(out)[index] = result;
+}
+
+// One warp a head: normalise it (if there is a weight), then turn pair (i, i + dim / 2).
+template <typename T, int kPairs>
+__global__ void norm_and_rotate_kernel(T* x, int64_t stride, const T* weight, float eps,
+                                       const T* cosine, const T* sine, int64_t tokens, int heads,
+                                       int dim) {
+    const int64_t index =
+        (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+    if (index >= tokens * heads) return;
+    const int lane = threadIdx.x % kWarp, half = dim / 2;
+    const int64_t token = index / heads;
+    const int head = static_cast<int>(index % heads);
+    T* row = x + token * stride + static_cast<int64_t>(head) * dim;
+    float a[kPairs], b[kPairs], squares = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+        const int at = lane + i * kWarp;
+        a[i] = at < half ? to_float(row[at]) : 0.0f;
+        b[i] = at < half ? to_float(row[at + half]) : 0.0f;
+        squares += a[i] * a[i] + b[i] * b[i];
+    }
+    float scale = 1.0f;
+    if (weight != nullptr) scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+#pragma unroll
+    for (int i = 0; i < kPairs; ++i) {
+        const int at = lane + i * kWarp;
+        if (at >= half) continue;
+        if (weight != nullptr) {
+            const T* factor = weight + static_cast<int64_t>(head) * dim;
+            // rounded as a tensor between the two steps would be
+            a[i] = to_float(from_float<T>(a[i] * scale * to_float(factor[at])));
+            b[i] = to_float(from_float<T>(b[i] * scale * to_float(factor[at + half])));
+        }
+        const float c = to_float(cosine[token * half + at]);
+        const float s = to_float(sine[token * half + at]);
+        row[at] = from_float<T>(a[i] * c - b[i] * s);
+        row[at + half] = from_float<T>(b[i] * c + a[i] * s);
+    }
+}
+
+// One block a token: its keys and values, `count` pieces of 16 bytes each, to where they belong.
+__global__ void store_kv_kernel(const uint4* k, const uint4* v, int64_t k_stride, int64_t v_stride,
+                                uint4* keys, uint4* values, const int64_t* locations, int count) {
+    const int64_t token = blockIdx.x, to = locations[token] * count;
+    for (int i = threadIdx.x; i < 2 * count; i += blockDim.x) {
+        if (i < count) {
+            keys[to + i] = k[token * k_stride + i];
+        } else {
+            values[to + i - count] = v[token * v_stride + i - count];
+        }
+    }
+}
+
+// One block a decoding row. packed: five runs of `rows` numbers: slot, position, token (below 0:
+// the one that the slot sampled last), entry of the flat page table to write (below 0: none), page.
+__global__ void decode_inputs_kernel(const int64_t* packed, int32_t* table, int64_t width,
+                                     const int64_t* last, int page_size, int64_t* ids,
+                                     int64_t* positions, int64_t* locations, int32_t* ends,
+                                     int32_t* pages) {
+    const int rows = gridDim.x, row = blockIdx.x;
+    const int64_t slot = packed[row], position = packed[rows + row];
+    if (threadIdx.x == 0) {
+        const int64_t given = packed[2 * rows + row], entry = packed[3 * rows + row];
+        if (entry >= 0) table[entry] = static_cast<int32_t>(packed[4 * rows + row]);
+        ids[row] = given >= 0 ? given : last[slot];
+        positions[row] = position;
+        ends[row] = static_cast<int32_t>(position + 1);
+    }
+    __syncthreads();  // the entry is this row's own, and among those that are copied
+    const int64_t used = position / page_size;
+    for (int64_t i = threadIdx.x; i <= used; i += blockDim.x) {
+        pages[row * width + i] = table[slot * width + i];
+    }
+    if (threadIdx.x == 0) {
+        locations[row] =
+            static_cast<int64_t>(table[slot * width + used]) * page_size + position % page_size;
+    }
+}
+
+// One block a row: its pages, one after the other, from place first[row] of `out` on.
+__global__ void flatten_pages_kernel(const int32_t* pages, int64_t stride, const int32_t* first,
+                                     int32_t* out) {
+    const int row = blockIdx.x, begin = first[row], count = first[row + 1] - begin;
+    for (int i = threadIdx.x; i < count; i += blockDim.x) out[begin + i] = pages[row * stride + i];
+}
+
+template <typename F>
+void dispatch(const TensorView& x, F run) {
+    const DLDataType type = x.dtype();
+    if (type.code == kDLBfloat && type.bits == 16) {
+        run(static_cast<__nv_bfloat16*>(x.data_ptr()));
+    } else if (type.code == kDLFloat && type.bits == 16) {
+        run(static_cast<__half*>(x.data_ptr()));
+    } else {
+        TVM_FFI_ICHECK(type.code == kDLFloat && type.bits == 32) << "numbers of another type";
+        run(static_cast<float*>(x.data_ptr()));
+    }
+}
+
+template <typename T>
+const T* pointer(const TensorView& x) {
+    return static_cast<const T*>(x.data_ptr());
+}
+
+template <typename T>
+T* pointer_or_null(const Optional<TensorView>& x) {
+    return x.has_value() ? static_cast<T*>((*x).data_ptr()) : nullptr;
+}
+
+// x, residual, out: (rows, size), contiguous; weight: (size,).
+void rms_norm(TensorView x, Optional<TensorView> residual, TensorView weight, double eps,
+              TensorView out) {
+    const int64_t rows = x.size(0), size = x.size(1);
+    if (rows == 0) return;
+    dispatch(x, [&](auto* from) {
+        using T = std::remove_pointer_t<decltype(from)>;
+        const int64_t pieces = size / Pack<T>::kSize;
+        TVM_FFI_ICHECK(size % Pack<T>::kSize == 0 && pieces <= kVectors * kMaxThreads)
+            << "rows of " << size << " numbers";
+        const int64_t wanted = (pieces + kWarp - 1) / kWarp * kWarp;
+        const int threads = static_cast<int>(wanted < kMaxThreads ? wanted : kMaxThreads);
+        rms_norm_kernel<T><<<rows, threads, 0, stream_of(x)>>>(
+            from, pointer_or_null<T>(residual), pointer<T>(weight), static_cast<float>(eps),
+            static_cast<T*>(out.data_ptr()), size);
+    });
+    check_launch("rms_norm");
+}
+
+// x: (tokens, 2 * size), out: (tokens, size), contiguous.
+void silu_and_mul(TensorView x, TensorView out) {
+    const int64_t tokens = out.size(0), size = out.size(1);
+    if (tokens == 0) return;
+    dispatch(x, [&](auto* from) {
+        using T = std::remove_pointer_t<decltype(from)>;
+        TVM_FFI_ICHECK(size % Pack<T>::kSize == 0) << "rows of " << size << " numbers";
+        const int64_t pieces = tokens * size / Pack<T>::kSize;
+        const int threads = 256;
+        silu_and_mul_kernel<T><<<(pieces + threads - 1) / threads, threads, 0, stream_of(x)>>>(
+            from, static_cast<T*>(out.data_ptr()), size, pieces);
+    });
+    check_launch("silu_and_mul");
+}
+
+// x: (tokens, heads and more, dim), a token's heads one after the other; cosine, sine: (tokens, 1,
+// dim / 2), contiguous; weight: (heads, dim).
+void norm_and_rotate(TensorView x, int64_t heads, Optional<TensorView> weight, double eps,
+                     TensorView cosine, TensorView sine) {
+    const int64_t tokens = x.size(0);
+    const int dim = static_cast<int>(x.size(2));
+    TVM_FFI_ICHECK(dim <= 256 && x.stride(2) == 1 && (x.size(1) == 1 || x.stride(1) == dim))
+        << "heads of " << dim << " numbers";
+    if (tokens == 0) return;
+    dispatch(x, [&](auto* row) {
+        using T = std::remove_pointer_t<decltype(row)>;
+        const int threads = 128, each = threads / kWarp;
+        const int64_t blocks = (tokens * heads + each - 1) / each;
+        auto launch = [&](auto kernel) {
+            kernel<<<blocks, threads, 0, stream_of(x)>>>(
+                row, x.stride(0), pointer_or_null<T>(weight), static_cast<float>(eps),
+                pointer<T>(cosine), pointer<T>(sine), tokens, static_cast<int>(heads), dim);
+        };
+        if (dim <= 64) {
+            launch(norm_and_rotate_kernel<T, 1>);
+        } else if (dim <= 128) {
+            launch(norm_and_rotate_kernel<T, 2>);
+        } else {
+            launch(norm_and_rotate_kernel<T, 4>);
+        }
+    });
+    check_launch("norm_and_rotate");
+}
+
+// k, v: (tokens, kv_heads, dim), a token's heads one after the other; keys, values: (positions,
+// kv_heads, dim), contiguous; locations: (tokens,) int64.
+void store_kv(TensorView k, TensorView v, TensorView keys, TensorView values,
+              TensorView locations) {
+    const int64_t tokens = k.size(0), bytes = k.size(1) * k.size(2) * k.dtype().bits / 8;
+    const int64_t piece = 16, number = k.dtype().bits / 8;
+    TVM_FFI_ICHECK(bytes % piece == 0 && k.stride(0) * number % piece == 0 &&
+                   v.stride(0) * number % piece == 0 && locations.size(0) == tokens)
+        << "tokens of " << bytes << " bytes";
+    if (tokens == 0) return;
+    const int count = static_cast<int>(bytes / piece);
+    const int threads = 2 * count < 256 ? (2 * count + kWarp - 1) / kWarp * kWarp : 256;
+    store_kv_kernel<<<tokens, threads, 0, stream_of(k)>>>(
+        pointer<uint4>(k), pointer<uint4>(v), k.stride(0) * number / piece,
+        v.stride(0) * number / piece, static_cast<uint4*>(keys.data_ptr()),
+        static_cast<uint4*>(values.data_ptr()), pointer<int64_t>(locations), count);
+    check_launch("store_kv");
+}
+
+// packed: (5 * rows,) int64; table: (slots, width) int32; last: (slots,) int64; ids, positions,
+// locations: (rows,) int64; ends: (rows,) int32; pages: (rows, width) int32.
+void decode_inputs(TensorView packed, TensorView table, TensorView last, int64_t page_size,
+                   TensorView ids, TensorView positions, TensorView locations, TensorView ends,
+                   TensorView pages) {
+    const int64_t rows = ids.size(0), width = table.size(1);
+    TVM_FFI_ICHECK(packed.size(0) == 5 * rows && pages.size(0) == rows && pages.size(1) == width)
+        << "packed numbers, tables and outputs do not fit";
+    decode_inputs_kernel<<<rows, 128, 0, stream_of(packed)>>>(
+        pointer<int64_t>(packed), static_cast<int32_t*>(table.data_ptr()), width,
+        pointer<int64_t>(last), static_cast<int>(page_size), static_cast<int64_t*>(ids.data_ptr()),
+        static_cast<int64_t*>(positions.data_ptr()), static_cast<int64_t*>(locations.data_ptr()),
+        static_cast<int32_t*>(ends.data_ptr()), static_cast<int32_t*>(pages.data_ptr()));
+    check_launch("decode_inputs");
+}
+
+// pages: (rows, n) int32; first: (rows + 1,) int32; out: int32, room for first[rows] of them.
+void flatten_pages(TensorView pages, TensorView first, TensorView out) {
+    const int64_t rows = pages.size(0);
+    TVM_FFI_ICHECK(first.size(0) == rows + 1 && pages.stride(1) == 1) << "rows do not fit";
+    if (rows == 0) return;
+    flatten_pages_kernel<<<rows, 128, 0, stream_of(pages)>>>(
+        pointer<int32_t>(pages), pages.stride(0), pointer<int32_t>(first),
+        static_cast<int32_t*>(out.data_ptr()));
+    check_launch("flatten_pages");
+}
+
+}  // namespace
+
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(norm_and_rotate, norm_and_rotate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(store_kv, store_kv);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode_inputs, decode_inputs);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(flatten_pages, flatten_pages);

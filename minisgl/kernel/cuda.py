@@ -1,0 +1,99 @@
+"""The kernels in CUDA C++, for NVIDIA GPUs. Numbers agree with the plain ones up to rounding.
+
+Matrix products are cuBLAS's. What stands between them is bound by memory and launches, so each
+step of it is one kernel here where torch has two to six.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from minisgl.kernel.base import DecodeInputs, DecodeTables, Matrix
+from minisgl.kernel.compile import load_cuda
+from minisgl.kernel.plain import PlainKernels
+
+_PIECE: Final = 16  # bytes that a thread reads at a time
+_LARGEST_NORM: Final = 4 * 1024 * _PIECE  # bytes of a row that one block keeps in registers
+_LARGEST_HEAD: Final = 256
+
+
+class CudaKernels:
+    """What ``csrc/cuda.cu`` exports, compiled at the first use on a machine.
+
+    A size that a kernel does not have is computed by torch. Raises kernel.compile.NoKernels.
+    """
+
+    def __init__(self) -> None:
+        module = load_cuda(torch.cuda.get_device_capability())
+        self._plain = PlainKernels()
+        self._rms_norm = module["rms_norm"]
+        self._silu_and_mul = module["silu_and_mul"]
+        self._norm_and_rotate = module["norm_and_rotate"]
+        self._store_kv = module["store_kv"]
+        self._decode_inputs = module["decode_inputs"]
+        self._flatten_pages = module["flatten_pages"]
+
+    def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
+        """See ``Kernels``. As torch has it."""
+        return self._plain.matrix(weight, bias, half=half, rows=rows)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Kernels``."""
+        if not _has_norm(x):
+            return self._plain.rms_norm(x, weight, eps)
+        out = torch.empty_like(x)
+        self._rms_norm(x, None, weight, eps, out)
+        return out
+
+    def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See ``Kernels``."""
+        if not (_has_norm(x) and residual.is_contiguous()):
+            return self._plain.add_rms_norm(x, residual, weight, eps)
+        out = torch.empty_like(x)
+        self._rms_norm(x, residual, weight, eps, out)
+        return out
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        """See ``Kernels``."""
+        size = x.shape[1] // 2
+        if size * x.element_size() % _PIECE or not x.is_contiguous():
+            return self._plain.silu_and_mul(x)
+        out = x.new_empty(len(x), size)
+        self._silu_and_mul(x, out)
+        return out
+
+    def norm_and_rotate(
+        self, x: Tensor, heads: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
+    ) -> Tensor:
+        """See ``Kernels``. In place."""
+        if x.shape[2] > _LARGEST_HEAD:
+            return self._plain.norm_and_rotate(x, heads, weight, eps, cos, sin)
+        self._norm_and_rotate(x, heads, weight, eps, cos, sin)
+        return x[:, :heads]
+
+    def store_kv(
+        self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, locations: Tensor
+    ) -> None:
+        """See ``Kernels``."""
+        size, dense = k.element_size(), k.shape[1] == 1 or k.stride(1) == v.stride(1) == k.shape[2]
+        if not dense or any(
+            n * size % _PIECE for n in (k[0].numel() if len(k) else 0, k.stride(0), v.stride(0))
+        ):
+            return self._plain.store_kv(k, v, keys, values, locations)
+        self._store_kv(k, v, keys, values, locations)
+
+    def decode_inputs(self, packed: Tensor, tables: DecodeTables, into: DecodeInputs) -> None:
+        """See ``Kernels``."""
+        self._decode_inputs(packed, *tables, *into)
+
+    def flatten_pages(self, pages: Tensor, first: Tensor, out: Tensor) -> None:
+        """See ``Kernels``."""
+        self._flatten_pages(pages, first, out)
+
+
+def _has_norm(x: Tensor) -> bool:
+    row = x.shape[1] * x.element_size()
+    return row % _PIECE == 0 and row <= _LARGEST_NORM and x.is_contiguous()

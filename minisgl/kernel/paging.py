@@ -1,0 +1,37 @@
+"""What happens between a batch's numbers and the pages, in torch: on every device."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from minisgl.kernel.base import DecodeInputs, DecodeTables
+
+
+def store_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, locations: Tensor) -> None:
+    """See ``Kernels``."""
+    keys.index_copy_(0, locations, k)
+    values.index_copy_(0, locations, v)
+
+
+def decode_inputs(packed: Tensor, tables: DecodeTables, into: DecodeInputs) -> None:
+    """See ``Kernels``. Every shape is known beforehand, so nothing waits for the device."""
+    slots, positions, given, entries, pages = packed.view(5, -1)
+    flat, size = tables.pages.view(-1), tables.page_size
+    own = slots * tables.pages.shape[1]  # rows that write nothing write what is there already
+    entry = torch.where(entries >= 0, entries, own)
+    flat[entry] = torch.where(entries >= 0, pages.int(), flat[own])
+    into.ids.copy_(torch.where(given >= 0, given, tables.last[slots]))
+    into.positions.copy_(positions)
+    into.ends.copy_(positions + 1)
+    into.pages.copy_(tables.pages[slots])
+    page = into.pages.gather(1, (positions // size)[:, None]).squeeze(1)
+    into.locations.copy_(page.long() * size + positions % size)
+
+
+def flatten_pages(pages: Tensor, first: Tensor, out: Tensor) -> None:
+    """See ``Kernels``. What is past a row's end goes to the last place of ``out``."""
+    column = torch.arange(pages.shape[1], device=pages.device)
+    begin, count = first[:-1, None], (first[1:] - first[:-1])[:, None]
+    place = torch.where(column < count, begin + column, len(out) - 1)
+    out[place] = pages
