@@ -1014,7 +1014,7 @@ const duration = (ns) => {
   if (ns < 0) return `−${duration(-ns)}`;
   const [unit, by] = ns < 1e3 ? ["ns", 1] : ns < 1e6 ? ["µs", 1e3] : ns < 1e9 ? ["ms", 1e6] : ["s", 1e9];
   const value = ns / by;
-  return `${value < 10 && by > 1 ? value.toFixed(2) : value < 100 && by > 1 ? value.toFixed(1) : Math.round(value)} ${unit}`;
+  return `${value.toFixed(by === 1 || value >= 100 ? 0 : value >= 10 ? 1 : 2)} ${unit}`;
 };
 
 /** A step of 1, 2 or 5 times a power of ten, so that ticks stand at least `apart` pixels apart. */
@@ -1116,7 +1116,8 @@ class Theme {
 }
 
 const LITTLE = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
-const pixel = ([r, g, b]) => LITTLE ? (255 << 24 | b << 16 | g << 8 | r) >>> 0 : (r << 24 | g << 16 | b << 8 | 255) >>> 0;
+const pixel = ([r, g, b]) =>
+  (LITTLE ? 255 << 24 | b << 16 | g << 8 | r : r << 24 | g << 16 | b << 8 | 255) >>> 0;
 const mix = (a, b, t) => [0, 1, 2].map((i) => Math.round(a[i] + (b[i] - a[i]) * t));
 const css = ([r, g, b]) => `rgb(${r} ${g} ${b})`;
 
@@ -1212,9 +1213,10 @@ class View {
 
   /** A cleared context in CSS pixels; null while the canvas has no size. */
   begin(canvas) {
-    const ratio = window.devicePixelRatio || 1, w = Math.round(canvas.wide * ratio), hh = Math.round(canvas.high * ratio);
-    if (!w || !hh) return null;
-    if (canvas.width !== w || canvas.height !== hh) Object.assign(canvas, { width: w, height: hh });
+    const ratio = window.devicePixelRatio || 1;
+    const width = Math.round(canvas.wide * ratio), height = Math.round(canvas.high * ratio);
+    if (!width || !height) return null;
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const ctx = (canvas.context ||= canvas.getContext("2d"));
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
     ctx.clearRect(0, 0, canvas.wide, canvas.high);
@@ -1417,8 +1419,8 @@ class Lanes extends View {
   update(moved) {
     const { app } = this, { film, k } = app, n = (this.list(), this.n), { films } = this;
     this.rowHigh = this.paired ? (n <= 10 ? 30 : 24) : n <= 16 ? 19 : n <= 48 ? 15 : 12;
-    const want = n * this.rowHigh + 26, 
-      high = clamp(26 + this.rowHigh * Math.floor(294 / this.rowHigh), 0, Math.max(want, app.narrow ? 130 : app.live ? 312 : 226));
+    const want = n * this.rowHigh + 22, least = app.narrow ? 130 : app.live ? 324 : 226;
+    const high = Math.max(least, Math.min(want, 22 + this.rowHigh * Math.floor(294 / this.rowHigh)));
     this.setHeight(this.canvasEl, high);
     this.high = high;
     const px = `${Math.max(want, high)}px`;
@@ -1434,7 +1436,8 @@ class Lanes extends View {
     } else {
       // a live run grows: room ahead, so that not every step moves all the others
       const room = app.live ? Math.ceil((steps + 1) / 25) * 25 : Math.max(steps, 8);
-      this.axis.follow(film.first, film.first + room, steps <= 200 ? Infinity : 160, Math.max(k, film.first) + 0.5, moved);
+      const at = Math.max(k, film.first) + 0.5;
+      this.axis.follow(film.first, film.first + room, steps <= 200 ? Infinity : 160, at, moved);
     }
     if (moved || this.selected !== app.selected) this.showActive(k);
     this.selected = app.selected;
@@ -1454,7 +1457,7 @@ class Lanes extends View {
 
   /** Scroll, if nothing that lives at the cursor is in sight, or the selected lane is not. */
   showActive(k) {
-    const { film } = this.app, r = film.requests, rows = Math.floor((this.high - 26) / this.rowHigh);
+    const { film } = this.app, r = film.requests, rows = Math.floor((this.high - 22) / this.rowHigh);
     const from = this.top / this.rowHigh, to = from + rows;
     let first = -1, last = -1, chosen = -1;
     const mine = this.lanes[this.films.indexOf(film)];
@@ -1471,7 +1474,7 @@ class Lanes extends View {
     if (first >= 0 && (last < from || first >= to)) want = (first - 1) * this.rowHigh;
     if (this.selected !== this.app.selected && chosen >= 0 && (chosen < from || chosen + 1 > to))
       want = (chosen - rows / 2) * this.rowHigh;
-    want = clamp(want, 0, Math.max(0, this.n * this.rowHigh + 26 - this.high));
+    want = clamp(want, 0, Math.max(0, this.n * this.rowHigh + 22 - this.high));
     if (want !== this.top) {
       this.top = want;
       this.wantTop = want;
@@ -1506,7 +1509,8 @@ class Lanes extends View {
     }
     const ctx = this.begin(this.canvasEl), { app } = this, { theme, film, k } = app;
     if (!ctx) return;
-    const w = this.canvasEl.wide, base = this.high - 20, { films, paired } = this, names = app.session.pair.map((run) => app.runName(run));
+    const w = this.canvasEl.wide, base = this.high - 20, { films, paired } = this;
+    const names = app.session.pair.map((run) => app.runName(run));
     ctx.font = theme.font(this.rowHigh < 14 ? 10 : 11);
     this.axis.x0 = Math.ceil(ctx.measureText(`r${film.mostRid}`).width) + (paired ? 24 : 14);
     this.axis.x1 = w - 6;
@@ -1526,7 +1530,10 @@ class Lanes extends View {
         ctx.stroke();
       }
       ctx.font = theme.font(this.rowHigh < 14 ? 10 : 11, mine ? 700 : 400);
-      const born = films.some((each, n) => this.lanes[n][lane] >= 0 && each.requests.arrival[this.lanes[n][lane]] <= Math.max(k, film.first));
+      const born = films.some((each, n) => {
+        const i = this.lanes[n][lane];
+        return i >= 0 && each.requests.arrival[i] <= Math.max(k, film.first);
+      });
       ctx.fillStyle = born ? theme.ink : theme.soft;
       ctx.fillText(`r${rid}`, 5, y + this.rowHigh / 2 + 3);
       const each = paired ? (this.rowHigh - 6) / 2 : this.rowHigh - 2;
@@ -1760,7 +1767,9 @@ class Step extends View {
     this.tops = new I(1);
     this.inner = h("div.inner");
     this.top = 0; // asking an element for it would lay out the page in every step
-    this.list = h("div.list", { onscroll: () => this.scrolled(), tabIndex: 0, role: "list", "aria-label": "Requests of this step" }, this.inner);
+    this.list = h("div.list", {
+      onscroll: () => this.scrolled(), tabIndex: 0, role: "list", "aria-label": "Requests of this step",
+    }, this.inner);
     this.card = h("div.card");
     this.plan = h("div.plan", { hidden: true });
     this.body.append(this.list, this.plan, this.card);
@@ -1849,7 +1858,8 @@ class Step extends View {
     const { rows, steps, requests: r, about } = film, g = k - film.first;
     for (let row = steps.rows[g]; row < steps.rows[g + 1]; row++)
       if (rows.rid[row] === r.rid[i])
-        return [row, rows.kind[row] === ZOMBIE ? "result dropped" : `${["prefill", "decode"][rows.kind[row]]} +${num(rows.length[row])}`];
+        return [row, rows.kind[row] === ZOMBIE ? "result dropped"
+          : `${rows.kind[row] === PREFILL ? "prefill" : "decode"} +${num(rows.length[row])}`];
     if (r.finish[i] === k) return [-1, `ended: ${about.reasons[r.reason[i]]}`];
     return [-1, this.waiting.has(i) ? "waits" : "runs, no row"];
   }
@@ -1962,16 +1972,18 @@ class Step extends View {
       `${num(ids.length)} of ${num(Math.max(1, r.max_tokens[i]))} sampled`];
     if (life.preemptions) facts.push(`preempted ${num(life.preemptions)}×`);
     if (over) facts.push(`ended at step ${r.finish[i]}: ${film.about.reasons[r.reason[i]]}`);
-    const head = h("div.cardhead", {}, h("b", { textContent: `r${selected}` }), h("span.soft", { textContent: facts.join(" · ") }));
+    const head = h("div.cardhead", {}, h("b", { textContent: `r${selected}` }),
+      h("span.soft", { textContent: facts.join(" · ") }));
     if (app.live && !over && app.session.atHead)
       head.append(app.button("Abort", "end this request now", () => app.command("abort", { rid: selected })));
     if (app.live)
       head.append(app.button("Skip its arrival", "run everything again without this request, as a new run",
         () => app.command("skip", { rid: selected })));
     const prompt = film.promptText(i), out = film.text(ids, 0, ids.length);
-    const words = prompt || out ? h("div.words", {}, h("span.soft", { textContent: prompt.length > 900 ? `${prompt.slice(0, 450)} … ${prompt.slice(-400)}` : prompt }),
-      h("span.out", { textContent: out.slice(-1200) }))
-      : h("div.words", {}, h("span.soft", { textContent: film.about.redacted ? "The text was left out of this film." : "" }));
+    const middle = prompt.length > 900 ? `${prompt.slice(0, 450)} … ${prompt.slice(-400)}` : prompt;
+    const none = film.about.redacted ? "The text was left out of this film." : "";
+    const words = h("div.words", {}, h("span.soft", { textContent: middle || out ? middle : none }),
+      h("span.out", { textContent: out.slice(-1200) }));
     card.replaceChildren(head, words);
     words.scrollTop = words.scrollHeight;
   }
@@ -1995,17 +2007,19 @@ class Step extends View {
     const chip = ([rid, n], on) => {
       const input = h("input", { type: "checkbox", checked: on });
       boxes.push([input, rid, n]);
-      return h("label.chip", { title: on ? "leave out of the next batch" : "add to the next batch" }, input, `r${rid} +${num(n)}`);
+      const title = on ? "leave out of the next batch" : "add to the next batch";
+      return h("label.chip", { title }, input, `r${rid} +${num(n)}`);
     };
     const launch = app.button("Launch", "run exactly these rows next", () =>
       app.command("launch", {
         rows: boxes.filter(([input]) => input.checked).map(([, rid, n]) => [rid, n]), preempt: plan.preempt || [],
       }));
     launch.disabled = !!busy || !plan.rows.length && !(plan.addable || []).length;
-    const chips = [...plan.rows.map((row) => chip(row, true)), ...(plan.addable || []).map((row) => chip(row, false))];
-    const first = plan.preempt?.length ? [`${plan.preempt.map((rid) => `r${rid}`).join(", ")} give pages back first`] : [];
+    const chips = plan.rows.map((row) => chip(row, true)).concat((plan.addable || []).map((row) => chip(row, false)));
+    const victims = (plan.preempt || []).map((rid) => `r${rid} gives its pages back first`);
     el.replaceChildren(title, h("span.planhint", { textContent: "what would be launched: leave out, or add" }), launch,
-      h("div.chips", {}, ...chips), h("div.planwhy", { textContent: [...first, ...(plan.refusals || [])].join("\n") }));
+      h("div.chips", {}, ...chips),
+      h("div.planwhy", { textContent: victims.concat(plan.refusals || []).join("\n") }));
   }
 
   drawn() {
@@ -2104,7 +2118,8 @@ class Tree extends View {
     const sorted = keys.subarray(0, m).sort();
     const parent = new I(n).fill(-1), kids = new I(n + 2), by = new I(m);
     for (let j = 0; j < m; j++) {
-      const slot = (by[j] = sorted[j] % 16777216), up = nodes.parent[slot] ? state.slotOf.get(nodes.parent[slot]) ?? -1 : -1;
+      const slot = (by[j] = sorted[j] % 16777216);
+      const up = nodes.parent[slot] ? state.slotOf.get(nodes.parent[slot]) ?? -1 : -1;
       parent[slot] = up;
       kids[up + 2]++;
     }
@@ -2154,8 +2169,9 @@ class Tree extends View {
   /** Pixels of a node: left, width, top. */
   place(slot) {
     const high = this.rowHigh, y = 2 + this.level[slot] * high;
-    if (!this.links) return [this.axis.x(this.x[slot]), this.own[slot] * this.axis.scale, y, this.ext[slot] * this.axis.scale];
-    return [this.axis.x(this.x[slot] + this.ext[slot] / 2), this.radius(slot), y + Math.min(high / 2, 12)];
+    const { axis } = this;
+    if (!this.links) return [axis.x(this.x[slot]), this.own[slot] * axis.scale, y, this.ext[slot] * axis.scale];
+    return [axis.x(this.x[slot] + this.ext[slot] / 2), this.radius(slot), y + Math.min(high / 2, 12)];
   }
 
   radius(slot) {
@@ -2284,7 +2300,8 @@ class Tree extends View {
       ctx.stroke();
       ctx.lineWidth = 1;
     }
-    this.caption(ctx, slot, left, y, width, span, tall, what === GONE ? theme.ghost : what === HELD ? theme.onPre : theme.onCache);
+    const text = what === GONE ? theme.ghost : what === HELD ? theme.onPre : theme.onCache;
+    this.caption(ctx, slot, left, y, width, span, tall, text);
   }
 
   /** How many tokens, and which, as far as there is room. */
@@ -2298,7 +2315,8 @@ class Tree extends View {
     ctx.fillStyle = colour;
     ctx.fillText(tokens, begin, y + tall / 2 + 4);
     ctx.font = theme.font(11);
-    if (room - wide > 32) ctx.fillText(fit(ctx, state.nodeText(slot).trimStart(), room - wide - 6), begin + wide + 6, y + tall / 2 + 4);
+    const text = room - wide > 32 ? fit(ctx, state.nodeText(slot).trimStart(), room - wide - 6) : "";
+    ctx.fillText(text, begin + wide + 6, y + tall / 2 + 4);
   }
 
   paintLinks(ctx, t, now) {
@@ -2393,7 +2411,8 @@ class Tree extends View {
       `${count(nodes.size[slot] * size, "token")}, positions ${num(nodes.depth[slot] * size)} to `
         + num((nodes.depth[slot] + nodes.size[slot]) * size - 1),
       text && `“${text}${nodes.said[slot] < nodes.size[slot] * size ? " …" : ""}”`,
-      what === GONE ? "just evicted" : held ? `held by ${(mine.length && app.pages.names(mine[0])) || count(held, "request")}` : "held by nobody: may be evicted",
+      what === GONE ? "just evicted" : !held ? "held by nobody: may be evicted"
+        : `held by ${(mine.length && app.pages.names(mine[0])) || count(held, "request")}`,
       what !== GONE && `${mine.length > 1 ? "pages" : "page"} ${mine.slice(0, 12).join(", ")}${more}`,
       `${nodes.maker[slot] >= 0 ? `computed by r${nodes.maker[slot]} · ` : ""}used last in step ${nodes.used[slot]}`,
       state.stampNew.has(slot) && `just inserted: ${count(state.stampNew.get(slot), "page")}`,
@@ -2455,7 +2474,8 @@ class Pages extends View {
   }
 
   update() {
-    const { app } = this, { film, k, g } = app, state = app.session.state.go(k), { pages, hitPage, lostPage, newPage } = state;
+    const { app } = this, { film, k, g } = app, state = app.session.state.go(k);
+    const { pages, hitPage, lostPage, newPage } = state;
     this.state = state;
     const n = pages.n, cells = this.cells.length === n ? this.cells : (this.cells = new Uint8Array(n));
     let free = 0, held = 0, evictable = 0, runs = 0, longest = 0, run = 0;
@@ -2510,7 +2530,8 @@ class Pages extends View {
   }
 
   legends() {
-    const facts = !this.cells.length ? "" : this.runs ? `free in ${count(this.runs, "run")}, longest ${num(this.longest)}` : "no page is free";
+    const facts = !this.cells.length ? "" : !this.runs ? "no page is free"
+      : `free in ${count(this.runs, "run")}, longest ${num(this.longest)}`;
     const key = this.mode + facts;
     if (key === this.legendKey) return;
     this.legendKey = key;
@@ -2590,7 +2611,8 @@ class Pages extends View {
     const { theme } = this.app, w = this.canvasEl.wide, n = Math.max(1, this.cells.length);
     let x = 0;
     ctx.font = theme.font(10.5);
-    const parts = [[this.heldPages, theme.pre, "held"], [this.evictable, theme.cache, "evictable"], [this.free, theme.free, "free"]];
+    const parts = [[this.heldPages, theme.pre, "held"], [this.evictable, theme.cache, "evictable"],
+      [this.free, theme.free, "free"]];
     const labels = [];
     for (const [pages, colour, word] of parts) {
       const wide = w * pages / n;
@@ -2617,13 +2639,12 @@ class Pages extends View {
       labels.push([Infinity, `${num(this.promised)} promised`]);
     }
     ctx.fillStyle = theme.soft;
-    // a label stands where its part begins, or as near as the one before lets it
-    let right = -10;
-    for (const [at, text] of labels) {
-      const wide = ctx.measureText(text).width, start = Math.max(Math.min(at, w - wide), right + 10);
-      if (start + wide <= w + 1) ctx.fillText(text, start, 22);
-      right = start + wide;
-    }
+    // a label stands where its part begins, or as near as its neighbours let it
+    const wide = labels.map(([, text]) => ctx.measureText(text).width), starts = [];
+    labels.forEach(([at], i) => starts.push(i ? Math.max(at, starts[i - 1] + wide[i - 1] + 10) : at));
+    for (let i = labels.length - 1, limit = w; i >= 0; limit = starts[i--] - 10)
+      starts[i] = Math.min(starts[i], limit - wide[i]);
+    labels.forEach(([, text], i) => starts[i] > -1 && ctx.fillText(text, starts[i], 22));
   }
 
   paintCells(ctx) {
@@ -2685,7 +2706,8 @@ class Pages extends View {
       this.image = new ImageData(w, high);
       this.raw = new Uint32Array(this.image.data.buffer);
     }
-    const colours = Uint32Array.from(palette, pixel), back = pixel(theme.rgb.bg), { raw } = this, n = this.cells.length;
+    const colours = Uint32Array.from(palette, pixel), back = pixel(theme.rgb.bg);
+    const { raw } = this, n = this.cells.length;
     const gapX = cw > 3 ? 1 : 0, gapY = ch > 3 && cw > 3 ? 1 : 0;
     for (let row = 0; row < down; row++) {
       const start = row * ch * w;
@@ -2715,21 +2737,24 @@ class Pages extends View {
   }
 
   lines(page) {
-    const { pages, nodes } = this.state, slot = pages.slot[page], holders = pages.holders[page], owner = pages.owner[page];
-    if (!holders) return [`Page ${num(page)}`, pages.changed[page] < 0 ? "free, never taken" : `free since step ${pages.changed[page]}`];
+    const { pages, nodes } = this.state, slot = pages.slot[page], holders = pages.holders[page];
+    const owner = pages.owner[page], since = pages.changed[page];
+    if (!holders) return [`Page ${num(page)}`, since < 0 ? "free, never taken" : `free since step ${since}`];
     const rows = holders - (slot >= 0 ? 1 : 0), size = this.app.film.about.page_size;
     return [
       `Page ${num(page)} · ${PAGE_STATES[this.cells[page]]}`,
-      rows ? `held by ${this.names(page) || count(rows, "request")}${slot >= 0 ? ", and findable in the tree" : ""}` : "only the tree holds it: may be evicted",
+      !rows ? "only the tree holds it: may be evicted"
+        : `held by ${this.names(page) || count(rows, "request")}${slot >= 0 ? ", and findable in the tree" : ""}`,
       owner >= 0 && `computed by r${owner}`,
-      slot >= 0 && `in the tree, of a node from position ${num(nodes.depth[slot] * size)}; used last in step ${nodes.used[slot]}`,
-      `changed in step ${pages.changed[page]}`,
+      slot >= 0 && `its node begins at position ${num(nodes.depth[slot] * size)}; used last in step ${nodes.used[slot]}`,
+      `changed in step ${since}`,
     ].filter(Boolean);
   }
 
   /** The holders of a page by name; "" where the film does not tell all of them. */
   names(page) {
-    const { pages } = this.state, rows = pages.holders[page] - (pages.slot[page] >= 0 ? 1 : 0), all = this.state.holders(page);
+    const { pages } = this.state, all = this.state.holders(page);
+    const rows = pages.holders[page] - (pages.slot[page] >= 0 ? 1 : 0);
     return all.length === rows && rows <= 6 ? all.map(([rid]) => `r${rid}`).join(", ") : "";
   }
 
@@ -2751,7 +2776,7 @@ class Timeline extends View {
   constructor(app) {
     super(app, "time", "Timeline");
     this.axis = new Axis();
-    this.canvasEl = this.canvas(this.body, 96);
+    this.canvasEl = this.canvas(this.body, 78);
     this.explain([["plan", "plan"], ["commit", "commit"], ["launch", "launch"], ["waitspan", "wait"], ["apply", "apply"],
       ["pre", "batch with prefill"], ["dec", "decode only"], ["idle", "idle"]]);
     this.listen(this.canvasEl, {
@@ -2764,7 +2789,7 @@ class Timeline extends View {
 
   update(moved) {
     const { app } = this, { film, k, g } = app, { steps } = film, lanes = Math.max(2, film.lanes.length);
-    this.setHeight(this.canvasEl, Math.max(96, lanes * 26 + 26));
+    this.setHeight(this.canvasEl, lanes * 26 + 26);
     const { totals } = film, idle = Object.values(totals.idle || {}).reduce((a, b) => a + b, 0);
     const share = totals.hidden_share, parts = [];
     this.hidden = share ?? null;
@@ -2775,8 +2800,9 @@ class Timeline extends View {
     }
     say(this.note, film.timed ? parts.join(" · ") : "");
     if (film.timed && g >= 0) {
-      const took = film.drawnTime(steps.t1[g]) - film.drawnTime(steps.t0[g]), width = Math.max(14 * film.usualStep, 1.6 * took);
-      const end = film.foreign ? film.drawnEnd : Math.max(film.drawnEnd, film.drawnTime(film.spans.end[film.spans.n - 1]));
+      const took = film.drawnTime(steps.t1[g]) - film.drawnTime(steps.t0[g]);
+      const width = Math.max(14 * film.usualStep, 1.6 * took), last = film.spans.end[film.spans.n - 1];
+      const end = film.foreign ? film.drawnEnd : Math.max(film.drawnEnd, film.drawnTime(last));
       this.axis.follow(Math.min(0, film.drawnTime(steps.t0[0])), end, width, film.drawnMiddle(g), moved);
     }
     this.describe(this.canvasEl, film.timed && g >= 0
@@ -2828,7 +2854,8 @@ class Timeline extends View {
         continue;
       }
       ctx.fillStyle = colour;
-      const wide = Math.max(width - (width > 2 ? 0.6 : 0), 0.7), y = host ? top(lane) + 3 : top(lane) + 1, tall = host ? 14 : 18;
+      const wide = Math.max(width - (width > 2 ? 0.6 : 0), 0.7);
+      const y = host ? top(lane) + 3 : top(lane) + 1, tall = host ? 14 : 18;
       if (wide > 4) {
         box(ctx, left, y, wide, tall, host ? 2 : 3);
         ctx.fill();
@@ -2855,7 +2882,8 @@ class Timeline extends View {
     }
     if (film.foreign) {
       ctx.fillStyle = theme.soft;
-      ctx.fillText("not drawn: the device keeps another clock than the host", axis.x0 + 4, top(Math.max(0, film.lanes.indexOf("host"))) + 14);
+      const lane = Math.max(0, film.lanes.indexOf("host"));
+      ctx.fillText("not drawn: the device keeps another clock than the host", axis.x0 + 4, top(lane) + 14);
     }
     for (let i = steps.gaps[from]; i < steps.gaps[to + 1]; i++) {
       const left = x(gaps.start[i]), width = x(gaps.start[i] + gaps.length[i]) - left;
@@ -2870,7 +2898,8 @@ class Timeline extends View {
       ctx.font = theme.font(10);
       ctx.fillStyle = theme.soft;
       const begin = Math.max(left, axis.x0) + 4, room = Math.min(left + width, w) - begin - 3;
-      const label = [`${cause} · ${duration(gaps.length[i])}`, cause, duration(gaps.length[i])].find((text) => ctx.measureText(text).width <= room);
+      const took = duration(gaps.length[i]);
+      const label = [`${cause} · ${took}`, cause, took].find((text) => ctx.measureText(text).width <= room);
       if (label) ctx.fillText(label, begin, y + 9);
     }
     ctx.globalAlpha = 1;
@@ -2918,7 +2947,8 @@ class Timeline extends View {
     const { gaps, spans, steps, lanes, about } = this.app.film, upto = steps.gaps[this.app.g + 1] || 0;
     return {
       spans: spans.n, hidden_share: this.hidden,
-      gaps: Array.from({ length: upto }, (_, i) => [lanes[gaps.lane[i]], about.causes[gaps.cause[i]], gaps.start[i], gaps.length[i]]),
+      gaps: Array.from({ length: upto }, (_, i) =>
+        [lanes[gaps.lane[i]], about.causes[gaps.cause[i]], gaps.start[i], gaps.length[i]]),
     };
   }
 }
@@ -2941,7 +2971,9 @@ class Log extends View {
     this.tools.append(h("span.choice", {}, toggle));
     this.inner = h("div.inner", { role: "list" });
     this.top = 0;
-    this.list = h("div.loglist", { onscroll: () => this.scrolled(), tabIndex: 0, "aria-label": "Events, newest first" }, this.inner);
+    this.list = h("div.loglist", {
+      onscroll: () => this.scrolled(), tabIndex: 0, role: "group", "aria-label": "Events, newest first",
+    }, this.inner);
     this.body.append(this.list);
     this.pool = [];
     this.found = new Table({ event: I });
@@ -3008,12 +3040,11 @@ class Log extends View {
   }
 
   drawn() {
-    const { film } = this.app, out = [];
-    for (let n = this.n - 1; n >= 0; n--) {
-      const e = this.found.event[n];
-      out.push([film.events.step[e], film.about.events[film.events.kind[e]], film.events.rid[e], film.events.value[e], eventWords(film, e)]);
-    }
-    return out;
+    const { film } = this.app, { step, kind, rid, value } = film.events;
+    return Array.from({ length: this.n }, (_, n) => {
+      const e = this.found.event[this.n - 1 - n];
+      return [step[e], film.about.events[kind[e]], rid[e], value[e], eventWords(film, e)];
+    });
   }
 }
 
@@ -3021,9 +3052,14 @@ class Log extends View {
 function eventWords(film, e) {
   const { rid, value, kind } = film.events, who = rid[e] >= 0 ? `r${rid[e]}` : "", n = value[e];
   const words = {
-    added: () => count(n, "prompt token"), admitted: () => `slot ${n}`, reused: () => `${count(n, "token")} from the cache`,
-    inserted: () => `${count(n, "page")} findable`, evicted: () => count(n, "page"), preempted: () => "gives its pages back",
-    sampled: () => n < 0 ? "a token" : `“${film.text([n], 0, 1)}”`, finished: () => film.about.reasons[n] ?? "",
+    added: () => count(n, "prompt token"),
+    admitted: () => `slot ${n}`,
+    reused: () => `${count(n, "token")} from the cache`,
+    inserted: () => `${count(n, "page")} findable`,
+    evicted: () => count(n, "page"),
+    preempted: () => "gives its pages back",
+    sampled: () => n < 0 ? "a token" : `“${film.text([n], 0, 1)}”`,
+    finished: () => film.about.reasons[n] ?? "",
     released: () => n ? `${count(n, "page")} stay${n === 1 ? "s" : ""} cached` : "no page stays cached",
   }[film.about.events[kind[e]]]?.() ?? String(n);
   return [who, words].filter(Boolean).join(" · ");
@@ -3253,7 +3289,7 @@ class Inspector {
     this.lastButton = this.iconButton("last", "last step (End)", () => this.go(this.film.last));
     this.speedBox = h("select.speed", {
       "aria-label": "speed", title: "speed while playing", onchange: () => (this.speed = +this.speedBox.value),
-    }, ...SPEEDS.map((speed) => h("option", { value: speed, textContent: `${speed}/s`, selected: speed === this.speed })));
+    }, ...SPEEDS.map((each) => h("option", { value: each, textContent: `${each}/s`, selected: each === this.speed })));
     this.track = h("canvas", { "aria-hidden": "true" });
     this.track.high = 28;
     this.range = h("input", {
@@ -3382,7 +3418,8 @@ class Inspector {
     const live = this.live, busy = !!runStatus.busy || session.asked.size > 0;
     const [kind, state] = !alive ? ["gone", "kernel gone, looking back only"]
       : runStatus.closed ? ["gone", "closed"]
-        : live ? [atHead ? "live" : "behind", atHead ? "live" : "live, behind"] : status.mode === "page" ? ["page", "saved"] : ["replay", "replay"];
+        : live && atHead ? ["live", "live"] : live ? ["behind", "live, behind"]
+          : status.mode === "page" ? ["page", "saved"] : ["replay", "replay"];
     this.pill.dataset.kind = kind;
     say(this.pill, state);
     const none = !film.count, locked = live && busy && atHead && !this.playing;
@@ -3411,17 +3448,14 @@ class Inspector {
   }
 
   updateTabs() {
-    const { session } = this, runs = session.status.runs || [], key = JSON.stringify([runs.map((run) => [run.name, run.closed]), session.run]);
+    const { session } = this, runs = session.status.runs || [];
+    const key = JSON.stringify([runs.map((run) => run.name), session.run]);
     if (key === this.tabsKey) return;
     this.tabsKey = key;
     this.tabs.hidden = runs.length < 2;
-    const pick = (run, focus) => {
-      session.put("run", run);
-      if (focus) this.tabs.children[run]?.focus();
-    };
     this.tabs.replaceChildren(...runs.map((run, i) => h("button.tab", {
       type: "button", role: "tab", textContent: run.name || `run ${i}`, "aria-selected": String(i === session.run),
-      tabIndex: i === session.run ? 0 : -1, onclick: () => pick(i),
+      onclick: () => session.put("run", i),
     })));
   }
 
@@ -3438,18 +3472,21 @@ class Inspector {
     const key = JSON.stringify([film.about.model, film.about.config]);
     if (this.pills.key !== key) {
       this.pills.key = key;
-      const told = film.about.config.filter(([name]) => TOLD.includes(name));
-      this.pills.replaceChildren(...told.map(([name, value]) => h("span.pill", {}, `${words(name)} `, h("b", { textContent: words(value) }))));
+      const shown = film.about.config.filter(([name]) => TOLD.includes(name));
+      this.pills.replaceChildren(...shown.map(([name, value]) =>
+        h("span.pill", {}, `${words(name)} `, h("b", { textContent: words(value) }))));
       if (film.about.config.length) this.pills.append(this.configButton);
     }
     const { divergence } = status;
     this.divergence.hidden = !divergence;
     if (divergence && this.divergence.key !== divergence.words) {
       this.divergence.key = divergence.words;
-      this.divergence.replaceChildren(h("i.sw.sw-diverge"), h("span", {}, h("b", { textContent: `First divergence, step ${divergence.step}: ` }), divergence.words),
+      const where = h("b", { textContent: `First divergence, step ${divergence.step}: ` });
+      this.divergence.replaceChildren(h("i.sw.sw-diverge"), h("span", {}, where, visible(divergence.words)),
         this.button("go there", "go to the step of the first divergence", () => this.go(divergence.step)));
     }
-    const notice = this.local ?? (session.error && film.count ? session.error : status.message && status.message !== this.dismissed ? status.message : "");
+    const told = status.message !== this.dismissed ? status.message : "";
+    const notice = this.local ?? ((film.count && session.error) || told || "");
     this.message.hidden = !notice;
     if (notice && this.message.key !== notice) {
       this.message.key = notice;
@@ -3483,7 +3520,8 @@ class Inspector {
   paintTrack() {
     const { track, theme, film } = this, ctx = View.prototype.begin.call({ app: this }, track);
     if (!ctx) return;
-    const w = track.wide, pad = 6, n = film.count, x = (k) => n < 2 ? pad : pad + (k - film.first) / (n - 1) * (w - 2 * pad);
+    const w = track.wide, pad = 6, n = film.count;
+    const x = (k) => n < 2 ? pad : pad + (k - film.first) / (n - 1) * (w - 2 * pad);
     if (n) {
       const columns = Math.max(1, Math.floor((w - 2 * pad) / 2));
       const key = `${film.version}|${columns}|${this.session.run}`;
@@ -3525,7 +3563,8 @@ class Inspector {
       right = -9;
     }
     const { divergence } = this.session.status;
-    if (divergence && divergence.step >= film.first && divergence.step <= film.last) diamond(ctx, x(divergence.step), 20, 5);
+    const apart = divergence?.step;
+    if (apart >= film.first && apart <= film.last) diamond(ctx, x(apart), 20, 5);
   }
 
   // Moving.
@@ -3620,13 +3659,10 @@ class Inspector {
     this.pause();
     const hit = this.findHit(by);
     if (hit !== null) return this.go(hit);
-    if (by < 0 || !this.live) {
-      this.local = this.breakpoints.some((each) => each.on) ? `No ${by > 0 ? "further" : "earlier"} step where a breakpoint holds.`
+    const any = this.breakpoints.some((each) => each.on);
+    if (by < 0 || !this.live || !any) {
+      this.local = any ? `No ${by > 0 ? "further" : "earlier"} step where a breakpoint holds.`
         : "There is no breakpoint: add one under Breakpoints.";
-      return this.draw();
-    }
-    if (!this.breakpoints.some((each) => each.on)) {
-      this.local = "There is no breakpoint: add one under Breakpoints.";
       return this.draw();
     }
     // the kernel runs a little at a time, so that pausing always works
@@ -3689,9 +3725,9 @@ class Inspector {
       textContent: "A twin of the engine as it stood after this step. It goes on with:",
     }), ...Object.entries(forkable).map(([name, options]) => field(name, options)),
     h("div.poprow", {}, this.button("Fork", "make the fork", () => {
-      const changes = Object.fromEntries(inputs.map(([name, value]) => [name, value()]).filter(([, value]) => value !== undefined));
+      const chosen = inputs.map(([name, value]) => [name, value()]).filter(([, value]) => value !== undefined);
       this.unpop();
-      this.command("fork", { at, changes });
+      this.command("fork", { at, changes: Object.fromEntries(chosen) });
     })));
   }
 
@@ -3717,11 +3753,12 @@ class Inspector {
     };
     fill();
     const select = h("select", { "aria-label": "condition" },
-      ...conditions.map((name) => h("option", { value: name, textContent: `${name}${WORDS[name] ? ` · ${WORDS[name]}` : ""}` })));
-    this.pop(this.breakButton, "Breakpoints", list, h("div.poprow", {}, select, this.button("Add", "stop where this happens", async () => {
+      ...conditions.map((name) => h("option", { value: name, textContent: [name, WORDS[name]].filter(Boolean).join(" · ") })));
+    const add = this.button("Add", "stop where this happens", async () => {
       await this.command("break", { condition: select.value });
       fill();
-    })));
+    });
+    this.pop(this.breakButton, "Breakpoints", list, h("div.poprow", {}, select, add));
   }
 
   configPop() {
@@ -3731,8 +3768,10 @@ class Inspector {
   }
 
   helpPop() {
-    this.pop(this.helpButton, "Keys, while the inspector has the focus", h("dl.keys", {},
-      ...KEYS.flatMap(([keys, words]) => [h("dt", {}, ...keys.split("  ").map((key) => h("kbd", { textContent: key }))), h("dd", { textContent: words })])));
+    const rows = KEYS.flatMap(([keys, words]) => [
+      h("dt", {}, ...keys.split("  ").map((key) => h("kbd", { textContent: key }))), h("dd", { textContent: words }),
+    ]);
+    this.pop(this.helpButton, "Keys, while the inspector has the focus", h("dl.keys", {}, ...rows));
   }
 
   key(e) {
