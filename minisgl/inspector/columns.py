@@ -31,6 +31,7 @@ TABLES: Final = {
     "nodes": ("id", "parent", "depth", "size", "used", "maker", "said"),
     "spans": ("lane", "name", "gap", "length"),
     "gaps": ("lane", "cause", "start", "length"),
+    "hits": ("rid", "page"),
 }
 GAUGES: Final = ("free", "cached", "evictable", "promised", "waiting", "running", "failed")
 _DTYPES: Final = ("u1", "i1", "u2", "i2", "u4", "i4")

@@ -169,6 +169,9 @@ class Film:
                     batch, events = state.commit(item)
                     self._in_flight.append(batch)
                     self._touch(touched, events, held)
+                    for event in events:
+                        if isinstance(event, Reused):
+                            self._tell_hits(event.rid, event.pages, out)
                     for row in batch.rows:
                         touched.update(row.new_pages)
                         # an admitted request's first row also names the pages that it reuses
@@ -219,6 +222,9 @@ class Film:
         for request in (*state.waiting.values(), *state.running.values()):
             self._tell_request(request, out, words)
             self._owner.update(dict.fromkeys(request.pages, request.rid))
+        for request in state.running.values():
+            shared = (page for page in request.pages if self._owner[page] != request.rid)
+            self._tell_hits(request.rid, shared, out)
         self._in_flight.extend(state.in_flight)
         self._tell_pages(state.pool.used, out, words)
 
@@ -269,6 +275,11 @@ class Film:
             tail=len(tail),
         )
         out.extend("requests.tokens", (*head, *tail))
+
+    def _tell_hits(self, rid: int, pages: Iterable[int], out: Columns) -> None:
+        """Cached pages that a request holds from this step on; it did not compute them."""
+        for page in pages:
+            out.add("hits", rid=rid, page=page)
 
     def _tell_pages(self, touched: Iterable[int], out: Columns, words: dict[str, str]) -> None:
         """Those of these pages that changed, and the nodes that changed with them."""

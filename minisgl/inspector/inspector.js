@@ -551,7 +551,7 @@ const FRAME_MEMORY = 48 << 20; // bytes that the keyframes of one run may take
 class State {
   constructor(film) {
     this.film = film;
-    this.pages = new Table({ holders: Uint16Array, slot: I, owner: I, changed: I });
+    this.pages = new Table({ holders: Uint16Array, slot: I, owner: I, taken: I, changed: I });
     this.pages.reserve(film.about.num_pages);
     this.pages.n = film.about.num_pages;
     this.nodes = new Table({
@@ -650,6 +650,7 @@ class State {
       // a split's upper half stands where the node stood, so that siblings stay in order
       if (old >= 0 && now >= 0 && old !== now && began.has(now))
         nodes.order[now] = Math.min(nodes.order[now], nodes.order[old]);
+      if (!pages.holders[page] || pages.owner[page] !== moved.owner[i]) pages.taken[page] = film.first + g;
       pages.slot[page] = now;
       pages.holders[page] = moved.holders[i];
       pages.owner[page] = moved.owner[i];
@@ -738,19 +739,17 @@ class State {
     return held;
   }
 
-  /** Who holds a page, as [rid, whether it reuses it], as far as the film tells. */
+  /** The requests that hold a page, as far as the film tells: who took it, and who found it cached. */
   holders(page) {
-    const { film } = this, k = film.first + this.at, { hits, requests: r } = film, out = [];
-    const holds = (rid, since) => {
+    const { film } = this, { hits } = film, out = new Set();
+    const add = (rid, since) => {
       const i = film.indexOfRid.get(rid);
-      return i !== undefined && film.releasedAfter(i, since, k) < 0;
+      if (i !== undefined && film.releasedAfter(i, since, film.first + this.at) < 0) out.add(rid);
     };
-    const owner = this.pages.owner[page];
-    if (owner >= 0 && holds(owner, r.arrival[film.indexOfRid.get(owner)] - 1)) out.push([owner, false]);
+    if (this.pages.owner[page] >= 0) add(this.pages.owner[page], this.pages.taken[page]);
     const end = this.at < 0 ? 0 : film.steps.hits[this.at + 1];
-    for (let i = 0; i < end; i++)
-      if (hits.page[i] === page && hits.rid[i] !== owner && holds(hits.rid[i], hits.step[i])) out.push([hits.rid[i], true]);
-    return out;
+    for (let i = 0; i < end; i++) if (hits.page[i] === page) add(hits.rid[i], hits.step[i]);
+    return [...out].sort((a, b) => a - b);
   }
 
   /** The cached pages that a request holds besides those it computed. */
@@ -2755,7 +2754,7 @@ class Pages extends View {
   names(page) {
     const { pages } = this.state, all = this.state.holders(page);
     const rows = pages.holders[page] - (pages.slot[page] >= 0 ? 1 : 0);
-    return all.length === rows && rows <= 6 ? all.map(([rid]) => `r${rid}`).join(", ") : "";
+    return all.length === rows && rows <= 6 ? all.map((rid) => `r${rid}`).join(", ") : "";
   }
 
   drawn() {

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minisgl.core import Finished
+from minisgl.core import Finished, Reused
 from minisgl.inspector.columns import TABLES
 from minisgl.trace import Trace
 
@@ -99,6 +99,11 @@ def holds_against(trace: Trace, seen: Seen, every: int = 1) -> None:
         assert len(step["events"]) == len(record.events)
         if (k - seen.first) % every == 0 or k == len(trace) - 1:
             _state_holds(trace, k, seen)
+    if not seen.first:
+        events = [event for record in trace for event in record.events]
+        reused = [(e.rid, page) for e in events if isinstance(e, Reused) for page in e.pages]
+        hits = [tuple(row.values()) for step in seen.steps for row in step["hits"]]
+        assert hits[: len(reused)] == reused, "of a step in flight, only the hits are told"
 
 
 def _state_holds(trace: Trace, k: int, seen: Seen) -> None:
