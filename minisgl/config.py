@@ -76,7 +76,7 @@ class EngineConfig:
         "torch", "torch computes the model; hash is the scheduler's oracle", ("torch", "hash")
     )
     tp: int = _option(1, "processes that share each layer (tensor parallelism)")
-    threads: int | Auto = _option(AUTO, "CPU threads that compute a batch")
+    threads: int | Auto = _option(AUTO, "CPU threads that compute a batch, in each process")
     seed: int = _option(0, "what requests without a seed of their own are sampled with", least=0)
     record: bool = _option(True, "keep every input, so that the run can be replayed")
     history: int | None = _option(None, "steps that are kept for looking and going back; None: all")

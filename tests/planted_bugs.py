@@ -31,6 +31,8 @@ class Bug(NamedTuple):
 SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.py"
 FIGURES = ("tests/inspector/figures",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
+RANKS = "minisgl/executor/ranks.py"
+TP = ("tests/executor/test_tp_runner.py",)
 
 BUGS = [
     Bug(
@@ -605,6 +607,83 @@ BUGS += [
         "if found.verdict not in COLOURS:",
         'if found.verdict == "equal":',
         ("tests/bench/test_matrix.py",),
+    ),
+    Bug(
+        "the ranks after the first never hear which token was sampled",
+        FORWARD,
+        "tokens = self._group.broadcast(tokens)",
+        "tokens = tokens.clone()",
+        TP,
+    ),
+    Bug(
+        "a rank holds a copy of another rank's key head",
+        "minisgl/distributed/group.py",
+        "head = group.rank * kv_heads // group.size",
+        "head = group.rank % kv_heads",
+        ("tests/models/test_tensor_parallel.py",),
+    ),
+    Bug(
+        "what several ranks add is added by each",
+        "minisgl/layers/linear.py",
+        "y = self._group.all_reduce(self.matrix(x))",
+        "y = self._group.all_reduce(self.matrix(x) + (0 if self.bias is None else self.bias))",
+        ("tests/models/test_tensor_parallel.py",),
+    ),
+    Bug(
+        "copies of key heads are not counted as memory",
+        "minisgl/config.py",
+        "held = model.kv_heads_of(out.tp) * (1 if on_gpu else out.tp)",
+        "held = model.num_kv_heads // (out.tp if on_gpu else 1)",
+        ("tests/test_config.py",),
+    ),
+    Bug(
+        "a snapshot's pages go back in the order in which they were copied",
+        "minisgl/executor/tp_runner.py",
+        "parts.append(wire.Part(kept.number, pages, rows))",
+        "parts.append(wire.Part(kept.number, pages, tuple(range(len(rows)))))",
+        TP,
+    ),
+    Bug(
+        "ranks keep what no snapshot names any more",
+        "minisgl/executor/tp_runner.py",
+        "        self._gone.append(self.number)",
+        "        pass",
+        TP,
+    ),
+    Bug(
+        "closing one engine ends the processes that its fork computes in",
+        RANKS,
+        "            self._users -= 1\n            if self._users:\n                return",
+        "            self._users -= 1",
+        TP,
+    ),
+    Bug(
+        "a notebook's interrupt reaches the workers",
+        RANKS,
+        "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})",
+        "signal.pthread_sigmask(signal.SIG_BLOCK, set())",
+        ("tests/executor/test_ranks.py",),
+    ),
+    Bug(
+        "a dropped engine's workers live on",
+        RANKS,
+        'self._kill("the engine was dropped")',
+        "pass",
+        ("tests/executor/test_ranks.py",),
+    ),
+    Bug(
+        "workers outlive an engine that was killed",
+        "minisgl/executor/worker.py",
+        "while os.getppid() == parent:",
+        "while True:",
+        ("tests/executor/test_ranks.py",),
+    ),
+    Bug(
+        "an error does not say which rank was lost",
+        RANKS,
+        'self._kill(f"rank {rank} (process {process.pid}) {how}; {_WAY_OUT}")',
+        'self._kill(f"{how}; {_WAY_OUT}")',
+        ("tests/executor/test_ranks.py",),
     ),
 ]
 

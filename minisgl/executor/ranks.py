@@ -94,7 +94,7 @@ class Ranks:
         self._pending: list[deque[_Asked]] = [deque() for _ in range(config.tp)]
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        with tempfile.TemporaryDirectory(prefix="minisgl-") as meeting:
+        with tempfile.TemporaryDirectory(prefix="minisgl-ranks-") as meeting:
             try:
                 for rank in range(config.tp):
                     self._spawn(rank)

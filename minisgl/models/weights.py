@@ -2,8 +2,9 @@
 
 A file is mapped, not read: the pages touched count as this process's memory until the mapping
 goes. So a mapping is given up after every 16 MB, and large tensors are copied a few rows at a
-time. Peak memory is then the model's own size plus about 20 MB: 1.10 times a 207 MB float32
-checkpoint (Linux, 2 cores, torch 2.13, safetensors 0.8; tests/models/test_weights.py measures it).
+time. Peak memory is then the size of this rank's part plus about 20 MB: 1.10 times a 207 MB float32
+checkpoint on one rank, 1.23 times its half on one of two (Linux, 2 cores, torch 2.13, safetensors
+0.8; tests/models/test_weights.py measures it).
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -33,11 +34,20 @@ SIZES: dict[str, Any] = dict(tp=2, num_pages=64, page_size=16)
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    """No process, and no file to meet in."""
-    before = children_of(os.getpid()), set(Path(tempfile.gettempdir()).glob("minisgl-*"))
+    """No process, no thread, and no file to meet in."""
+    processes, threads, files = children_of(os.getpid()), threading.active_count(), lasting()
     yield
-    wait_until_ended(children_of(os.getpid()) - before[0])
-    assert set(Path(tempfile.gettempdir()).glob("minisgl-*")) <= before[1]
+    wait_until_ended(children_of(os.getpid()) - processes)
+    deadline = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert threading.active_count() <= threads
+    assert lasting() <= files
+
+
+def lasting() -> set[Path]:
+    """What would outlive a process."""
+    return set(Path(tempfile.gettempdir()).glob("minisgl-ranks-*"))
 
 
 def ranks_of(engine: Engine) -> Ranks:

@@ -12,7 +12,7 @@ import pytest
 
 import minisgl
 from minisgl import EngineConfig, SamplingParams
-from minisgl.core import Batch, Logprob, Row, StepRecord
+from minisgl.core import Batch, Draw, Logprob, Row, StepRecord
 from minisgl.engine.engine import Engine
 from minisgl.executor import wire
 from minisgl.executor.tp_runner import TPRunner
@@ -148,22 +148,23 @@ def runner(shared: Engine) -> Iterator[TPRunner]:
 def test_a_snapshot_is_what_was_there_when_it_was_made(runner: TPRunner) -> None:
     to = Sequences(4, 40)
 
-    def decode(count: int) -> list[int | None]:
-        launches = [runner.launch(to.batch(to.row(0))) for _ in range(count)]
-        return [launch.result().tokens[0] for launch in launches]
+    def decode(count: int) -> list[Any]:
+        asks = SamplingParams(logprobs=5), Draw(0, 0, None, ())  # an order of pages shows in them
+        rows = [to.row(0)._replace(sampling=asks[0], draw=asks[1]) for _ in range(count)]
+        outcomes = [runner.launch(to.batch(row)).result() for row in rows]
+        return [(outcome.tokens, outcome.logprobs) for outcome in outcomes]
 
     runner.launch(to.batch(to.row(0, STORY)))
     pages = tuple(to.pages[0])
     early = runner.snapshot(pages, pages, None)
     first, known = decode(3), list(to.pages[0])
-    late = runner.snapshot(to.pages[0], to.pages[0][-2:], early)
+    late = runner.snapshot(to.pages[0][::-1], to.pages[0][-2:], early)  # in whatever order
     then = decode(6)
     whole = sum(early.parts.values())
     assert whole == runner.snapshot_bytes(len(pages)) + runner._ranks.table_bytes
     for snapshot, computed, again in ((late, 29, then), (early, 26, first), (late, 29, then)):
         runner.restore(snapshot)
-        to.computed[0] = computed
-        to.pages[0][:] = to.pages[0][: len(known)]
+        to.computed[0], to.pages[0][:] = computed, known
         assert decode(3) == again[:3]
 
 

@@ -24,6 +24,7 @@ SAMPLING = st.builds(
     seed=st.none() | SEEDS,
     stop=st.lists(st.text(min_size=1, max_size=5), max_size=2),
     logprobs=st.none() | st.integers(0, 20),
+    logit_bias=st.dictionaries(IDS, st.floats(-100, 100), max_size=2),
 )
 DRAWS = st.builds(Draw, SEEDS, IDS, st.none() | st.tuples(SOME_IDS, SOME_IDS), SOME_IDS)
 ROWS = st.builds(

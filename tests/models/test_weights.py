@@ -150,7 +150,7 @@ def test_a_missing_shard_is_named_and_counted(tmp_path: Path) -> None:
 PEAK = """
 import resource, sys, torch
 from pathlib import Path
-from minisgl.distributed.group import ALONE
+from types import SimpleNamespace
 from minisgl.models.config import ModelConfig
 from minisgl.models.weights import Weights
 from minisgl.registry import find
@@ -165,25 +165,30 @@ config = ModelConfig.read(folder)
 make = find("model", config.architecture)
 torch.empty(8) @ torch.empty(8)
 before, highest = now("VmRSS"), now("VmHWM")
+ranks = int(sys.argv[3])
+group = SimpleNamespace(rank=ranks - 1, size=ranks)  # loading needs no other rank
 with Weights(folder, getattr(torch, sys.argv[2]), torch.device("cpu")) as source:
-    model = make(source, config, ALONE)
-size = {"float32": 4, "bfloat16": 2}[sys.argv[2]] * config.num_parameters
+    model = make(source, config, group)
+size = {"float32": 4, "bfloat16": 2}[sys.argv[2]] * config.num_parameters / ranks
 print((now("VmHWM") - before) / size, (highest - before) / size, size)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's memory account")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_takes_little_more_memory_than_the_model(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("dtype", "ranks"), [("float32", 1), ("bfloat16", 1), ("float32", 2)])
+def test_loading_takes_little_more_memory_than_a_ranks_part_of_the_model(
+    dtype: str, ranks: int, tmp_path: Path
+) -> None:
     shapes = write_large(tmp_path)
-    command = [sys.executable, "-c", PEAK, str(tmp_path), dtype]
+    command = [sys.executable, "-c", PEAK, str(tmp_path), dtype, str(ranks)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, import_peak, size = map(float, done.stdout.split())
     print(
         f"peak {peak:.2f} of {size / 1e6:.0f} MB; importing torch had peaked at {import_peak:.2f}"
     )
-    assert size == sum(shape.numel() for shape in shapes) * (4 if dtype == "float32" else 2)
-    limit = 1.25 if dtype == "float32" else 1.35  # half the model, the same 16 MB of mapping
+    whole = sum(shape.numel() for shape in shapes) * (4 if dtype == "float32" else 2)
+    assert size == whole / ranks
+    limit = 1.25 if size > 150e6 else 1.35  # half the model, the same 16 MB of mapping
     assert max(1.0, import_peak) <= peak <= limit
 
 
