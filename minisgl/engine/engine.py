@@ -24,6 +24,7 @@ from minisgl.core import (
     Change,
     Event,
     Gauges,
+    Input,
     Outcome,
     Plan,
     Request,
@@ -52,10 +53,12 @@ from minisgl.kvcache.view import CacheView
 from minisgl.sampling import request_seed
 from minisgl.scheduler.policy import find_policy
 from minisgl.scheduler.scheduler import Scheduler
+from minisgl.scheduler.state import written
 from minisgl.trace.file import Header
 from minisgl.trace.trace import Trace
 
 Observer = Callable[[StepRecord], None]
+Listener = Callable[[Input], None]  # is told of every input as it passes; it must not fail
 
 
 # What a fork may change: its pages and tables fit all of these.
@@ -82,6 +85,7 @@ class Engine:
         self.config = config
         self.model = model  # as it was asked for
         self.observers: list[Observer] = []
+        self.listeners: list[Listener] = []
         self._scheduler = scheduler
         self._runner = runner
         self._codec = codec
@@ -134,7 +138,7 @@ class Engine:
             request, events = self._scheduler.add(item)
             request.decode = self._codec.decode if self._codec else None
             self._stops.watch(request)
-            self._past.add_input(item)
+            self._note(item)
             self._next_rid = number + 1
             self._requests[item.rid] = request
             self._events += events
@@ -145,9 +149,22 @@ class Engine:
         self._check_open()
         item = Abort(as_int("rid", rid, -sys.maxsize))
         with self._held:
-            self._past.add_input(item)
+            self._note(item)
             self._events += self._scheduler.abort(item)
             self._stops.forget(item.rid)
+
+    def flush_cache(self) -> StepRecord:
+        """Empty the prefix cache. It is recorded as a step without rows that gives this reason.
+
+        Raises RuntimeError while requests run: their pages are shared with the cache.
+        """
+        self._check_open()
+        self._check_not_telling()
+        if running := len(self._scheduler.running):
+            raise RuntimeError(
+                f"the prefix cache can be emptied once no request runs; {running} do"
+            )
+        return self._flush("nothing failed; the prefix cache was emptied as asked")
 
     # ---- stepping --------------------------------------------------------------------------------
 
@@ -193,7 +210,7 @@ class Engine:
         with self._held:
             outcome = self._stops.found(batch, outcome, self._requests, self._scheduler.reason)
             self._in_flight.popleft()
-            self._past.add_input(outcome)
+            self._note(outcome)
             done = self._scheduler.apply(outcome)
             booked = perf_counter()
             spans = (*spans, Span("host", "wait", start, waited))
@@ -252,9 +269,20 @@ class Engine:
     def trace(self) -> Trace:
         """The history so far. After a rewind the trace that was asked for before keeps the rest."""
         past, decode = self._past, self._codec.decode if self._codec else None
-        about = (self._vocab_size, self.model, past.config)
-        header = Header(self.config, self._scheduler.eos, *about)
-        return Trace(past.history, header, past.start, decode)
+        return Trace(past.history, self.header, past.start, decode)
+
+    @property
+    def header(self) -> Header:
+        """What a file of this run begins with."""
+        about = (self._vocab_size, self.model, self._past.config)
+        return Header(self.config, self._scheduler.eos, *about)
+
+    def state(self) -> dict[str, Any]:
+        """The host's state as plain data; ``scheduler.state.read`` reads it.
+
+        Raises ValueError while a step is in flight.
+        """
+        return written(self._scheduler)
 
     def break_when(self, condition: Condition) -> Breakpoint:
         """Let ``run`` stop after each record for which this holds.
@@ -369,6 +397,11 @@ class Engine:
         return self._scheduler.gauges
 
     @property
+    def in_flight(self) -> int:
+        """How many steps were launched and not collected yet."""
+        return len(self._in_flight)
+
+    @property
     def next_step(self) -> int:
         """The number of the step that will be planned next."""
         return self._scheduler.step
@@ -428,11 +461,16 @@ class Engine:
 
     # ---- inside ----------------------------------------------------------------------------------
 
+    def _note(self, item: Input) -> None:
+        self._past.add_input(item)
+        for listener in self.listeners:
+            listener(item)
+
     def _launch(self, plan: Plan, start: float) -> Batch:
         with self._held:
             planned = perf_counter()
             batch, events = self._scheduler.commit(plan)
-            self._past.add_input(plan)
+            self._note(plan)
             committed = perf_counter()
             launch = start_batch(self._runner, batch)
             spans = (
@@ -443,14 +481,17 @@ class Engine:
             self._in_flight.append(InFlight(plan, batch, events, spans, launch))
         return batch
 
-    def _flush(self) -> StepRecord:
-        """Record what happened while nothing could run: a step without rows, by the same doors."""
+    def _flush(self, error: str | None = None) -> StepRecord:
+        """Record what happened while nothing could run: a step without rows, by the same doors.
+
+        error: the step has failed for this reason, so nothing in the prefix cache is trusted.
+        """
         plan = Plan()
         with self._held:
             batch, events = self._scheduler.commit(plan)
-            self._past.add_input(plan)
-            outcome = Outcome(batch.step, ())
-            self._past.add_input(outcome)
+            self._note(plan)
+            outcome = Outcome(batch.step, (), error=error)
+            self._note(outcome)
             events += self._scheduler.apply(outcome)
             record = self._emit(plan, batch, outcome, events, ())
         return self._tell(record)
@@ -499,7 +540,7 @@ class Engine:
         limits = self.config.limits
         change = Change(limits.max_step_tokens, limits.chunked_prefill, limits.optimistic)
         self._scheduler.change(change, find_policy(self.config.policy))
-        self._past.add_input(change)
+        self._note(change)
         self._past.begin_with(self._present())
 
     def _become(self, moment: Moment, past: Past) -> None:

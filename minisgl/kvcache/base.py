@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class NodeView(NamedTuple):
@@ -65,6 +65,17 @@ class PrefixCache(Protocol):
 
     def copy(self) -> PrefixCache:
         """An independent twin."""
+        ...
+
+    def saved(self) -> dict[str, Any]:
+        """All that it is, as JSON can hold it."""
+        ...
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Become what ``saved`` says, from empty; it evicts alike.
+
+        Raises what a wrong one leads to; ``check`` finds what does not add up.
+        """
         ...
 
     def nodes(self) -> Iterator[NodeView]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from minisgl.kvcache.base import NodeView
 
@@ -50,6 +51,13 @@ class NaiveCache:
     def copy(self) -> NaiveCache:
         """Another that knows nothing."""
         return NaiveCache(self.page_size)
+
+    def saved(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """There is nothing to be."""
 
     def nodes(self) -> Iterator[NodeView]:
         """None."""

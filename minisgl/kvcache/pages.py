@@ -7,7 +7,9 @@ counts every page it can find again. A page that the cache alone counts may be e
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from minisgl.core import as_int
 from minisgl.kvcache.base import NodeView, PrefixCache
 
 
@@ -145,6 +147,29 @@ class PagePool:
         twin._taken = self._taken.copy()
         twin._num_cached, twin._num_evictable = self._num_cached, self._num_evictable
         return twin
+
+    def saved(self) -> dict[str, Any]:
+        """What does not follow from the rows that hold pages, as JSON can hold it."""
+        return {"free": self._free, "cache": self._cache.saved()}
+
+    def restore(self, saved: dict[str, Any], rows: Iterable[Sequence[int]]) -> None:
+        """Become what ``saved`` says, from empty, while these rows hold pages.
+
+        How often each page was handed out begins anew. Raises what a wrong one leads to; ``check``
+        finds what does not add up.
+        """
+        self._free = [as_int("a free page", page, 0) for page in saved["free"]]
+        self._cache.restore(saved["cache"])
+        for node in self._cache.nodes():
+            for page in node.pages:
+                self._cached[page] = 1
+        self._counts = list(self._cached)
+        for row in rows:
+            for page in row:
+                self._counts[page] += 1
+        self._num_cached = sum(self._cached)
+        pairs = zip(self._counts, self._cached, strict=True)
+        self._num_evictable = sum(count == 1 and bool(cached) for count, cached in pairs)
 
     def touch(self, path: int | None, now: int) -> None:
         """Note that a cached path was used in step ``now``."""

@@ -11,9 +11,11 @@ reached by cutting leaves from their tails.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from minisgl.core import as_int
 from minisgl.kvcache.base import NodeView
 
 
@@ -163,6 +165,36 @@ class RadixCache:
             stack += reversed(node.children.items())
         twin._queue = [(used, id_, copies[id_]) for used, id_, _ in self._queue]
         return twin
+
+    def saved(self) -> dict[str, Any]:
+        """Its nodes, parents first, and the eviction queue as it stands."""
+        above = {view.id: view.parent for view in self.nodes()}
+        nodes = [self._home[view.pages[0]] for view in self.nodes()]
+        return {
+            "next_id": self._next_id,
+            "root_used": self._root.last_used,
+            "nodes": [[n.id, above[n.id], n.tokens, n.pages, n.last_used] for n in nodes],
+            "queue": [[used, id_] for used, id_, _ in self._queue],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Become what ``saved`` says, from empty; it evicts alike."""
+
+        def whole(numbers: Iterable[object]) -> list[int]:
+            return [as_int("a number of the radix tree", n, 0) for n in numbers]
+
+        self._next_id, self._root.last_used = whole((saved["next_id"], saved["root_used"]))
+        known: dict[int | None, _Node] = {None: self._root}
+        for id_, above, tokens, pages, used in saved["nodes"]:
+            age, own = whole((used, id_))
+            node = _Node(own, whole(tokens), whole(pages), known[above], age)
+            known[above].children[tuple(node.tokens[: self.page_size])] = known[id_] = node
+            self._home.update(dict.fromkeys(node.pages, node))
+        for used, id_ in saved["queue"]:
+            age, own = whole((used, id_))
+            self._queue.append((age, own, known[own]))
+        for _, _, node in self._queue:
+            node.queued = True
 
     def nodes(self) -> Iterator[NodeView]:
         """Everything the tree knows, parents before children, siblings in order of creation."""

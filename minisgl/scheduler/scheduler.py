@@ -172,10 +172,7 @@ class Scheduler:
             )
         sampling = item.sampling if asked <= room else replace(item.sampling, max_tokens=room)
         request = Request(item.rid, list(item.prompt), length, sampling, self.step)
-        request.plain = sampling.plain
-        request.stop_ids = (frozenset() if sampling.ignore_eos else self.eos).union(
-            sampling.stop_token_ids
-        )
+        self.settle(request)
         if asked > room:
             request.clipped_from = asked
         need = self.pages_for(request.max_len)
@@ -191,6 +188,14 @@ class Scheduler:
             )
         self.waiting[item.rid] = request
         return request, (Added(item.rid, length, self.step),)
+
+    def settle(self, request: Request) -> None:
+        """Work out what follows from a request's sampling."""
+        sampling = request.sampling
+        request.plain = sampling.plain
+        request.stop_ids = (frozenset() if sampling.ignore_eos else self.eos).union(
+            sampling.stop_token_ids
+        )
 
     def abort(self, item: Abort) -> tuple[Event, ...]:
         """End a request early; one that is unknown or finished stays as it is.

@@ -14,15 +14,22 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from minisgl.message.records import Text
-from minisgl.server import fields
+from minisgl.server.admin import add_admin
 from minisgl.server.desk import Desk
 from minisgl.server.errors import ApiError
 from minisgl.server.exchange import Exchange, Patience, Question
-from minisgl.server.fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from minisgl.server.fields import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    read,
+)
 from minisgl.server.guard import Guard
 from minisgl.server.metrics import Metrics
 from minisgl.server.options import ServerOptions
 from minisgl.server.replies import Writer
+from minisgl.server.schema import body_of, components
 
 _MOST_CHARACTERS: Final = 256  # of a prompt, for each position of the context
 
@@ -73,29 +80,29 @@ def make_api(desk: Desk, options: ServerOptions, model: str) -> FastAPI:
         question = Question(prompts, asked.n, sampling, asked.stream, echo)
         return Exchange(desk, question, writer, patience, metrics.ended)
 
-    @app.post("/v1/chat/completions", openapi_extra=_body(0))
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         """Go on with a conversation."""
-        return complete(fields.read(await request.body(), ChatRequest))
+        return complete(read(await request.body(), ChatRequest))
 
-    @app.post("/v1/completions", openapi_extra=_body(1))
+    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Go on with a text."""
-        return complete(fields.read(await request.body(), CompletionRequest))
+        return complete(read(await request.body(), CompletionRequest))
 
-    @app.post("/tokenize", openapi_extra=_body(2))
+    @app.post("/tokenize", openapi_extra=body_of(TokenizeRequest))
     async def tokenize(request: Request) -> dict[str, Any]:
         """A prompt's token ids."""
-        asked = fields.read(await request.body(), TokenizeRequest)
+        asked = read(await request.body(), TokenizeRequest)
         check_model(asked.model)
         ready = desk.check_up()
         ids = await desk.encode(asked.question())
         return {"tokens": ids, "count": len(ids), "max_model_len": ready.max_seq_len}
 
-    @app.post("/detokenize", openapi_extra=_body(3))
+    @app.post("/detokenize", openapi_extra=body_of(DetokenizeRequest))
     async def detokenize(request: Request) -> dict[str, Any]:
         """The text of token ids."""
-        asked = fields.read(await request.body(), DetokenizeRequest)
+        asked = read(await request.body(), DetokenizeRequest)
         check_model(asked.model)
         return {"prompt": await desk.decode(asked.tokens)}
 
@@ -130,6 +137,7 @@ def make_api(desk: Desk, options: ServerOptions, model: str) -> FastAPI:
         """Counters, gauges and histograms for Prometheus."""
         return Response(metrics.text(), media_type=metrics.media_type)
 
+    add_admin(app, desk)
     _handle_errors(app)
     _describe(app)
     app.add_middleware(Guard, options=options)
@@ -172,22 +180,13 @@ def _handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, tell(broken))
 
 
-def _body(kind: int) -> dict[str, Any]:
-    """OpenAPI's words for a body that is checked here, not by FastAPI."""
-    schema = dict(fields.schemas()[1][kind])
-    content = {"application/json": {"schema": schema}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 def _describe(app: FastAPI) -> None:
     """Let OpenAPI know the bodies, and that errors are errors of our own form."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(title=app.title, version="1", routes=app.routes)
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(
-                fields.schemas()[0]
-            )
+            schema.setdefault("components", {}).setdefault("schemas", {}).update(components())
             app.openapi_schema = schema
         return app.openapi_schema
 

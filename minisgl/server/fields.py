@@ -7,7 +7,6 @@ happen anyway. ``null`` is the same as leaving a field out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -217,6 +216,24 @@ class DetokenizeRequest(Strict, frozen=True):
     model: Name | None = None
 
 
+class StepRequest(Strict, frozen=True):
+    """The body of ``POST /admin/step``: how many steps a paused engine makes."""
+
+    steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+
+
+class AbortRequest(Strict, frozen=True):
+    """The body of ``POST /admin/abort``: the requests to end; None: every one."""
+
+    rids: Annotated[list[Token], Meta(max_length=MOST_PROMPTS)] | None = None
+
+
+class RecordRequest(Strict, frozen=True):
+    """The body of ``POST /admin/record``: whether to record, which goes where --record says."""
+
+    on: bool
+
+
 # Fields of OpenAI's that are not served, each with the values that ask for what happens anyway.
 _NOT_SERVED: Final[dict[str, tuple[Any, ...]]] = {
     "audio": (),
@@ -248,7 +265,7 @@ R = TypeVar("R", bound=Strict)
 def read(body: bytes, kind: type[R]) -> R:
     """The request in a body. Raises ``ApiError`` that names what is wrong."""
     try:
-        given = msgspec.json.decode(body)
+        given = msgspec.json.decode(body or b"{}")
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON that can be read: {error}") from error
     if not isinstance(given, dict):
@@ -275,15 +292,6 @@ def read(body: bytes, kind: type[R]) -> R:
         raise ApiError(
             400, f"{path}: {message}" if path else message, param=path or None
         ) from error
-
-
-def schemas() -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]:
-    """JSON Schemas for OpenAPI: the components by name, and a reference for each kind of body."""
-    kinds = (ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest)
-    refs, components = msgspec.json.schema_components(
-        kinds, ref_template="#/components/schemas/{name}"
-    )
-    return components, refs
 
 
 def _token_id(name: str) -> int:

@@ -46,6 +46,7 @@ from minisgl.models.hub import locate
 from minisgl.server.links import Links
 from minisgl.server.stage import Report, plain
 
+_SHOWN: Final = 1000  # requests that an administrator is told of
 LOCATED: Final = "located: "  # what the report of the model's folder begins with
 
 
@@ -141,14 +142,63 @@ class Service:
         return Began(rid, request.prompt_len, prompt, tuple(asked.sampling.stop), asked.whole)
 
     def _obey(self, order: Order) -> Reported:
-        return Reported(order.key, None, f"unknown order {order.verb!r}")
+        try:
+            return Reported(order.key, self._ordered(order.verb, order.given))
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            return Reported(order.key, None, str(error))
+
+    def _ordered(self, verb: str, given: dict[str, Any]) -> dict[str, Any]:
+        match verb, given:
+            case "pause", {}:
+                self.paused, self.steps_allowed = True, 0
+            case "resume", {}:
+                self.paused, self.steps_allowed = False, 0
+            case "step", {"steps": int(steps)}:
+                if not self.paused:
+                    raise RuntimeError("the engine is not paused, so it steps by itself")
+                self.steps_allowed = steps
+            case "abort", {"rids": list(rids)}:
+                for rid in rids:
+                    self.engine.abort(rid)
+            case "abort", {}:
+                for rid in list(self._open):
+                    self.engine.abort(rid)
+            case "flush_cache", {}:
+                self.engine.flush_cache()
+            case "config", {}:
+                pass
+            case _:
+                raise ValueError(f"unknown order {verb!r} with {given!r:.80}")
+        return self._stands()
+
+    def _stands(self) -> dict[str, Any]:
+        """The engine as an administrator sees it."""
+        engine = self.engine
+        return {
+            "paused": self.paused,
+            "next_step": engine.next_step,
+            **engine.gauges._asdict(),
+            "requests": [
+                {
+                    "rid": rid,
+                    "state": this.request.state,
+                    "prompt_tokens": this.request.prompt_len,
+                    "generated_tokens": len(this.request.tokens) - this.request.prompt_len,
+                }
+                for rid, this in list(self._open.items())[:_SHOWN]
+            ],
+            "config": plain(self._settings),
+        }
 
     def _ready(self) -> Ready:
         engine = self.engine
         limits = engine.config.limits
-        settings = {name: getattr(engine.config, name) for name in EngineConfig.describe()}
         sizes = (limits.max_seq_len, limits.max_running, engine.vocab_size)
-        return Ready(self.name, plain(settings), *sizes)
+        return Ready(self.name, plain(self._settings), *sizes)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self.engine.config, name) for name in EngineConfig.describe()}
 
     def _told(self, record: StepRecord) -> Iterable[ToDetokenizer]:
         now = monotonic()

@@ -35,8 +35,9 @@ class Guard:
             self._check_key(scope["path"], headers)
             body = b""
             if scope["method"] in ("POST", "PUT", "PATCH"):
-                _check_kind(headers)
                 body = await self._body(headers, receive)
+                if body:
+                    _check_kind(headers)
         except ApiError as error:
             await refuse(error, send)
             return
@@ -115,7 +116,7 @@ def _too_large(most: int) -> ApiError:
 def _check_kind(headers: Headers) -> None:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     # a page of another site may send text or a form without asking, but no JSON
-    if kind != "application/json" and headers.get("content-length") != "0":
+    if kind != "application/json":
         raise ApiError(
             415, f"the body must be JSON: send content-type: application/json, not {kind!r}"
         )

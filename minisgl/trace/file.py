@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from minisgl.config import EngineConfig
-from minisgl.core import Abort, Add, Change, Outcome, Plan
+from minisgl.core import Abort, Add, Change, Input, Outcome, Plan, Span
+from minisgl.scheduler.scheduler import Scheduler
+from minisgl.scheduler.state import sampling_out
 from minisgl.trace.history import History
 from minisgl.trace.rebuild import Rebuild, number
 
@@ -40,26 +42,36 @@ class Header(NamedTuple):
 def save(path: str | PathLike[str], header: Header, history: History) -> None:
     """Write a history that was kept from its beginning."""
     with Path(path).open("w", encoding="utf-8") as out:
-        for line in _lines(header, history):
-            out.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
+        out.write(text(header_line(header)))
+        for item in history.inputs(0, history.num_inputs):
+            spans: Sequence[Span] = ()
+            if isinstance(item, Outcome):
+                known = item.step < len(history)
+                spans = history.record(item.step).spans if known else item.spans
+            out.write(text(line_of(item, spans)))
 
 
-def load(path: str | PathLike[str]) -> tuple[Header, History]:
+def load(path: str | PathLike[str]) -> tuple[Header, History, Scheduler | None]:
     """Read a file and rebuild its records.
 
+    The scheduler is that which the file begins with, where it does not begin at the beginning.
     Raises ValueError naming the line that is wrong. A last line that was cut off is left out, with
     a warning.
     """
     lines = _read(Path(path))
     first = next(lines, _Line(1, None, 0))
     header, history = _header(path, first.parsed), History()
-    rebuild = Rebuild(header.origin, header.eos, header.vocab_size, history)
+    rebuild, start = Rebuild(header.origin, header.eos, header.vocab_size, history), None
     for line in lines:
         try:
+            if line.number == 2 and isinstance(line.parsed, dict) and "state" in line.parsed:
+                run = (header.origin, header.eos)
+                start = rebuild.begin(line.parsed["state"], line.num_bytes, *run)
+                continue
             rebuild.take(line.parsed, line.num_bytes)
         except Exception as error:  # the doors trust an engine; whatever it led to, the file did it
             raise ValueError(f"{path}, line {line.number}: {error!r}") from error
-    return header, history
+    return header, history, start
 
 
 class _Line(NamedTuple):
@@ -68,8 +80,14 @@ class _Line(NamedTuple):
     num_bytes: int
 
 
-def _lines(header: Header, history: History) -> Iterator[dict[str, Any]]:
-    yield {
+def text(line: dict[str, Any]) -> str:
+    """A line of a file."""
+    return json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def header_line(header: Header) -> dict[str, Any]:
+    """What a file begins with."""
+    return {
         "format": FORMAT,
         "version": VERSION,
         "config": _config_out(header.config),
@@ -78,22 +96,22 @@ def _lines(header: Header, history: History) -> Iterator[dict[str, Any]]:
         "vocab_size": header.vocab_size,
         "model": header.model,
     }
-    for item in history.inputs(0, history.num_inputs):
-        match item:
-            case Add(rid, prompt, sampling):
-                chosen = {f.name: getattr(sampling, f.name) for f in fields(sampling)}
-                yield {"add": rid, "prompt": prompt, "sampling": chosen}
-            case Abort(rid):
-                yield {"abort": rid}
-            case Change():
-                yield {"change": item._asdict()}
-            case Plan(rows, preempt, refusals):
-                refused = [(r.rid, r.why.name, r.asked, r.left, r.by) for r in refusals]
-                yield {"plan": rows, "preempt": preempt, "refusals": refused}
-            case Outcome(step):
-                known = step < len(history)
-                spans = history.record(step).spans if known else item.spans
-                yield {"outcome": item._replace(spans=())._asdict(), "spans": spans}
+
+
+def line_of(item: Input, spans: Sequence[Span] = ()) -> dict[str, Any]:
+    """What a file says of an input. spans: of the record that an outcome made."""
+    match item:
+        case Add(rid, prompt, sampling):
+            return {"add": rid, "prompt": prompt, "sampling": sampling_out(sampling)}
+        case Abort(rid):
+            return {"abort": rid}
+        case Change():
+            return {"change": item._asdict()}
+        case Plan(rows, preempt, refusals):
+            refused = [(r.rid, r.why.name, r.asked, r.left, r.by) for r in refusals]
+            return {"plan": rows, "preempt": preempt, "refusals": refused}
+        case Outcome():
+            return {"outcome": item._replace(spans=())._asdict(), "spans": spans}
 
 
 def _config_out(config: EngineConfig) -> dict[str, Any]:

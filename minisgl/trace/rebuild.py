@@ -30,6 +30,8 @@ from minisgl.core import (
     as_int,
 )
 from minisgl.scheduler.replay import fresh
+from minisgl.scheduler.scheduler import Scheduler
+from minisgl.scheduler.state import read
 from minisgl.trace.history import History
 
 _MOST: Final = 2**31 - 1  # what the views store a number in
@@ -58,6 +60,21 @@ class Rebuild:
         self._room = _ANYWAY
         self._pending: list[Event] = []
         self._in_flight: deque[tuple[Plan, Batch, tuple[Event, ...]]] = deque()
+
+    def begin(
+        self, state: Any, num_bytes: int, origin: EngineConfig, eos: frozenset[int]
+    ) -> Scheduler:
+        """Begin with a state that was written down; returns a copy of it. Raises likewise."""
+        self._room += _PER_BYTE * num_bytes
+        self._scheduler = read(state, origin, eos)
+        requests = (*self._scheduler.waiting.values(), *self._scheduler.running.values())
+        for request in requests:
+            self._ids(request.tokens)
+            self._next_rid = max(self._next_rid, number("rid", request.rid) + 1)
+        for node in self._scheduler.pool.nodes():
+            self._ids(node.tokens)
+        self._history.first = number("step", self._scheduler.step)
+        return self._scheduler.copy()
 
     def take(self, line: Any, num_bytes: int) -> None:
         """One line of the file. Raises whatever a wrong one leads to."""

@@ -214,8 +214,8 @@ class Trace:
         A last line that was cut off is left out, with a warning. Raises ValueError naming the line
         for anything else that is not such a file, or that its own inputs contradict.
         """
-        header, history = file.load(path)
-        return Trace(history, header)
+        header, history, start = file.load(path)
+        return Trace(history, header, start)
 
     def save_chrome(self, path: str | PathLike[str]) -> None:
         """Write the timeline in Chrome's trace format, for Perfetto or chrome://tracing."""

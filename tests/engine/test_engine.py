@@ -241,6 +241,26 @@ def test_a_wrong_prompt_is_refused_and_the_others_go_on(
     assert right(good)
 
 
+@pytest.mark.parametrize("page_size", [1, 2])
+def test_an_emptied_cache_is_recorded_and_a_replay_empties_it_too(page_size: int) -> None:
+    engine = hash_engine(page_size=page_size, depth=2)
+    first = engine.add([1, 2, 1, 2, 1], GREEDY)
+    engine.step()
+    with pytest.raises(RuntimeError, match="once no request runs; 1 do"):
+        engine.flush_cache()
+    engine.run()
+    assert engine.gauges.cached_pages
+    record = engine.flush_cache()
+    assert record.gauges.cached_pages == 0 and "as asked" in (record.outcome.error or "")
+    again = engine.add([1, 2, 1, 2, 1], GREEDY)
+    engine.run()
+    assert (again.cached, again.output) == (0, first.output)
+    assert engine.trace.scheduler().gauges == engine.gauges
+    engine.rewind(to=len(engine.trace) - 2)
+    engine.run()
+    assert engine.requests[again.rid].output == first.output and right(engine.requests[again.rid])
+
+
 def test_a_bias_of_a_token_that_is_none_is_refused() -> None:
     engine = hash_engine()
     says = "logit_bias names token 13, which is out of the vocabulary of 13 ids"
