@@ -161,7 +161,7 @@ def _ratio(found: Effect) -> str:
     ratio = found.interval.ratio if found.interval else found.value / found.base
     if ratio >= 9.95 or not ratio:
         return f"× {ratio:.0f}"
-    return f"× {ratio:.2f}" if abs(ratio - 1) >= 0.005 else f"× {ratio:.4f}"
+    return f"× {ratio:.2f}" if abs(ratio - 1) >= 0.005 else f"× {ratio:.3f}"
 
 
 def _short(lines: list[str], width: float = _LABEL) -> list[str]:
