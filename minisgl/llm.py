@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from minisgl.build import load
 from minisgl.config import EngineConfig
 from minisgl.core import Finished, FinishReason, Logprob, Request, SamplingParams
+from minisgl.engine.engine import Engine
 from minisgl.engine.prompt import Prompt
 from minisgl.tokenizer.answer import Answer
 
@@ -79,7 +80,7 @@ class LLM:
                     over = [event for event in record.events if isinstance(event, Finished)]
                     bar.update(sum(event.rid in mine for event in over))
         finally:
-            self._abort(requests)
+            _abort(self.engine, requests)
         return [_output(request) for request in requests]
 
     def chat(
@@ -104,8 +105,7 @@ class LLM:
         Text is held back while a further token can still change it or make it a stop string.
         A stream that is closed early aborts its request; several may run by turns.
         """
-        request = self.engine.add(prompt, sampling)
-        return self._stream(request)
+        return stream(self.engine, self.engine.add(prompt, sampling))
 
     def close(self) -> None:
         """Give back the engine's memory and threads."""
@@ -125,28 +125,6 @@ class LLM:
     def __repr__(self) -> str:
         return f"LLM({self.engine!r})"
 
-    def _stream(self, request: Request) -> Iterator[Piece]:
-        codec = self.engine.codec
-        answer = Answer(codec.detokenizer(), request.sampling.stop) if codec else None
-        read = given = 0  # tokens
-        try:
-            while request.finish is None:
-                self.engine.step()
-                output = request.output
-                if request.finish is not None or len(output) == read:
-                    continue
-                piece = answer.feed(output[read:]) if answer else None
-                read = len(output)
-                if piece != "":
-                    yield Piece(piece, output[given:], None)
-                    given = read
-            rest = None
-            if answer:
-                rest = answer.feed(request.text_ids[read:]) + answer.end(request.text_len)
-            yield Piece(rest, request.output[given:], request.finish)
-        finally:
-            self._abort([request])
-
     def _add(
         self, prompts: Sequence[Prompt], sampling: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Request]:
@@ -160,15 +138,40 @@ class LLM:
             try:
                 requests.append(self.engine.add(prompt, params))
             except (TypeError, ValueError) as error:
-                self._abort(requests)
+                _abort(self.engine, requests)
                 raise type(error)(f"prompt {i}: {error}") from error
         return requests
 
-    def _abort(self, requests: Sequence[Request]) -> None:
-        with suppress(RuntimeError):  # the engine was closed: nothing runs any more
-            for request in requests:
-                if request.finish is None:
-                    self.engine.abort(request.rid)
+
+def stream(engine: Engine, request: Request) -> Iterator[Piece]:
+    """A request's answer while it is made; see ``LLM.stream``. The engine steps for it."""
+    codec = engine.codec
+    answer = Answer(codec.detokenizer(), request.sampling.stop) if codec else None
+    read = given = 0  # tokens
+    try:
+        while request.finish is None:
+            engine.step()
+            output = request.output
+            if request.finish is not None or len(output) == read:
+                continue
+            piece = answer.feed(output[read:]) if answer else None
+            read = len(output)
+            if piece != "":
+                yield Piece(piece, output[given:], None)
+                given = read
+        rest = None
+        if answer:
+            rest = answer.feed(request.text_ids[read:]) + answer.end(request.text_len)
+        yield Piece(rest, request.output[given:], request.finish)
+    finally:
+        _abort(engine, [request])
+
+
+def _abort(engine: Engine, requests: Sequence[Request]) -> None:
+    with suppress(RuntimeError):  # the engine was closed: nothing runs any more
+        for request in requests:
+            if request.finish is None:
+                engine.abort(request.rid)
 
 
 def _is_chat(prompt: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
@@ -45,9 +46,19 @@ from minisgl.message.wire import Inbox, Outbox
 from minisgl.models.hub import locate
 from minisgl.server.links import Links
 from minisgl.server.stage import Report, plain
+from minisgl.trace.record import Limits, Recorder
 
 _SHOWN: Final = 1000  # requests that an administrator is told of
 LOCATED: Final = "located: "  # what the report of the model's folder begins with
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Where and how a server writes down what happens."""
+
+    path: Path
+    limits: Limits
+    redact: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Generation:
     model: str
     config: EngineConfig
     name: str  # what clients call the model
+    recording: Recording | None = None
+    check_idle: bool = False
 
     def __call__(self, links: Links, report: Report) -> None:
         """Report the model's folder, load it, and run until a ``Stop`` has passed."""
@@ -65,12 +78,13 @@ class Generation:
         out: Outbox[Any] = Outbox(links.detokenizer)
         api: Outbox[Any] = Outbox(links.api)
         with load(self.model, self.config) as engine, inbox, out, api:
-            service = Service(engine, self.name)
+            service = Service(engine, self.name, self.recording, self.check_idle)
             while not service.stopped:
                 messages = inbox.receive(0 if service.busy else None)
                 out.send(*service.take(messages))
                 api.send(*service.reports())
                 out.send(*service.step())
+            service.close()
 
 
 class Service:
@@ -79,14 +93,28 @@ class Service:
     paused: no step is made but those that ``steps_allowed`` counts.
     """
 
-    def __init__(self, engine: Engine, name: str = "") -> None:
-        self.engine, self.name = engine, name
+    def __init__(
+        self,
+        engine: Engine,
+        name: str = "",
+        recording: Recording | None = None,
+        check_idle: bool = False,
+    ) -> None:
+        self.engine, self.name, self._check_idle = engine, name, check_idle
         self.paused, self.stopped = False, False
         self.steps_allowed = 0
         self._stopping = False
         self._open: dict[int, _Open] = {}
         self._preempted = 0
         self._reports: list[Reported] = []
+        self._recorder: Recorder | None = None
+        self._begin_recording = False  # as soon as nothing is in flight
+        if recording is not None:
+            path, limits, redact = recording.path, recording.limits, recording.redact
+            self._recorder = Recorder(path, engine.header, limits, redact)
+            self._recorder.begin(None)
+            engine.listeners.append(self._recorder.listen)
+            engine.observers.append(self._recorder.record)
 
     @property
     def busy(self) -> bool:
@@ -119,9 +147,11 @@ class Service:
         """Make a step if there is one to make; returns what came of it."""
         if self.paused and not self.steps_allowed:
             return []
-        record = self.engine.step()
+        record = self._next()
         if record is None:
             self.steps_allowed = 0
+            if self._check_idle:
+                self.engine.check()
             if self._stopping:
                 self.stopped = True
                 return [Stop()]
@@ -129,7 +159,32 @@ class Service:
         self.steps_allowed = max(0, self.steps_allowed - 1)
         return [*self._told(record), self._load(record)]
 
+    def close(self) -> None:
+        """End the recording."""
+        if self._recorder is not None:
+            self._recorder.end()
+
     # ---- inside ----------------------------------------------------------------------------------
+
+    def _next(self) -> StepRecord | None:
+        """The next step's record. Before a file of the recording begins, nothing more is launched
+        until all that is in flight is collected.
+        """
+        recorder = self._recorder
+        if recorder is not None and (self._begin_recording or recorder.wants_state):
+            if self.engine.in_flight:
+                return self.engine.collect()
+            self._begin_recording = False
+            recorder.begin(self.engine.state())
+        return self.engine.step()
+
+    def _record(self, on: bool) -> None:
+        recorder = self._recorder
+        if recorder is None:
+            raise RuntimeError("there is nowhere to record to; start the server with --record FILE")
+        if not on:
+            recorder.end()
+        self._begin_recording = on and not recorder.is_on
 
     def _add(self, asked: Generate) -> Began | Refused:
         rid = asked.rid
@@ -163,6 +218,8 @@ class Service:
             case "abort", {}:
                 for rid in list(self._open):
                     self.engine.abort(rid)
+            case "record", {"on": bool(on)}:
+                self._record(on)
             case "flush_cache", {}:
                 self.engine.flush_cache()
             case "config", {}:
@@ -171,12 +228,20 @@ class Service:
                 raise ValueError(f"unknown order {verb!r} with {given!r:.80}")
         return self._stands()
 
+    def _records(self) -> dict[str, Any] | None:
+        recorder = self._recorder
+        if recorder is None:
+            return None
+        on = recorder.is_on or self._begin_recording
+        return {"on": on, "file": str(recorder.path), "failed": recorder.failed}
+
     def _stands(self) -> dict[str, Any]:
         """The engine as an administrator sees it."""
         engine = self.engine
         return {
             "paused": self.paused,
             "next_step": engine.next_step,
+            "recording": self._records(),
             **engine.gauges._asdict(),
             "requests": [
                 {

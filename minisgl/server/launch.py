@@ -26,11 +26,12 @@ from minisgl.message.wire import Inbox, Outbox
 from minisgl.server.api import make_api
 from minisgl.server.desk import Desk
 from minisgl.server.detokenize import Detokenize
-from minisgl.server.generate import LOCATED, Generation
+from minisgl.server.generate import LOCATED, Generation, Recording
 from minisgl.server.links import Links
 from minisgl.server.options import ServerOptions
 from minisgl.server.stage import FAILED, Stage
 from minisgl.server.tokenize import Tokenize
+from minisgl.trace.record import Limits
 
 _END: Final = 5.0  # seconds that the other processes get to end after the last request
 
@@ -98,9 +99,18 @@ class Server:
 
     # ---- inside ----------------------------------------------------------------------------------
 
+    @property
+    def _recording(self) -> Recording | None:
+        options = self._options
+        if options.record_to is None:
+            return None
+        limits = Limits(options.record_size << 20, options.record_files)
+        return Recording(Path(options.record_to).absolute(), limits, options.redact)
+
     async def _start(self) -> None:
         try:
-            work = Generation(self._model, self._config, self._name)
+            check = self._options.check_idle
+            work = Generation(self._model, self._config, self._name, self._recording, check)
             folder = await self._located(self._add("engine", work))
             if folder is None:
                 return

@@ -33,6 +33,7 @@ class ServerOptions:
     keep_alive: float = _option(10.0, "seconds between signs of life on a stream", "SECONDS")
     stalled: float = _option(60.0, "seconds that a client may take to read, or to send", "SECONDS")
     drain: float = _option(30.0, "seconds that open requests get after SIGTERM", "SECONDS")
+    check_idle: bool = _option(False, "check every page and slot whenever nothing is to be done")
     record_to: str | None = _option(
         None, "write there what happens, for Trace.load to read", "FILE", flag="record"
     )
