@@ -167,7 +167,7 @@ def test_interrupts_lose_nothing_and_who_drops_an_engine_leaves_no_process() -> 
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
         for _ in range(4):  # as Jupyter does: the workers get it, too
-            time.sleep(0.1)
+            time.sleep(0.05)
             os.killpg(running.pid, signal.SIGINT)
             assert running.stdout.readline() == "interrupted\n"
         last = running.stdout.readlines()
