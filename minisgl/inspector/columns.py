@@ -43,7 +43,7 @@ class Columns:
     def __init__(self) -> None:
         names = [f"{table}.{name}" for table, columns in TABLES.items() for name in columns]
         names += [f"steps.{name}" for name in (*TABLES, *GAUGES)]
-        names += ["requests.tokens", "nodes.tokens"]
+        names += ["requests.tokens", "nodes.tokens", "events.pages"]
         self._columns: dict[str, list[int]] = {name: [] for name in names}
         self._rows: dict[str, list[list[int]]] = {
             table: [self._columns[f"{table}.{name}"] for name in columns]

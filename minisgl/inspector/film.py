@@ -253,6 +253,8 @@ class Film:
                 value = -1 if self._redact else value
                 self._tell_words([event.token], words)
             out.add("events", kind=EVENTS.index(type(event)), rid=rid, value=value)
+            if isinstance(event, Reused | Inserted | Evicted):
+                out.extend("events.pages", event.pages)
         self._tell_spans(record, out)
         for gap in gaps.get(record.batch.step, ()):
             lane, cause = self._lanes[gap.lane], CAUSES.index(gap.cause)

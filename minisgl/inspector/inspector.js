@@ -26,7 +26,7 @@ const TABLES = {
   nodes: { id: I, parent: I, depth: I, size: I, used: I, maker: I, said: I },
   spans: { lane: Uint8Array, name: Uint8Array, gap: F, length: F },
   gaps: { lane: Uint8Array, cause: Uint8Array, start: F, length: F },
-  hits: { rid: I, page: I }, // cached pages that a request began to hold; older films lack it
+  hits: { rid: I, page: I }, // cached pages that a request began to hold
 };
 const GAUGES = ["free", "cached", "evictable", "promised", "waiting", "running", "failed"];
 const PREFILL = 0, DECODE = 1, ZOMBIE = 2;
@@ -128,6 +128,7 @@ class Film {
     this.steps = new Table(types);
     this.requestTokens = new Table({ id: I });
     this.nodeTokens = new Table({ id: I });
+    this.eventPages = new Table({ id: I });
     // Boxes of the lanes: consecutive decodes of one request are one run, so that a lane of a
     // thousand tokens is drawn, and searched, as a handful of entries.
     this.runs = new Table({ first: I, last: I, kind: Uint8Array, start: I, length: I, next: I });
@@ -144,7 +145,7 @@ class Film {
 
   columnsOf(name) {
     const types = { ...TABLES[name] };
-    if (name === "events") Object.assign(types, { step: I, next: I });
+    if (name === "events") Object.assign(types, { step: I, next: I, pages: I, count: I });
     if (name === "nodes") types.text = I;
     if (name === "hits") types.step = I;
     if (name === "spans") Object.assign(types, { start: F, end: F, step: I });
@@ -181,7 +182,6 @@ class Film {
       throw new FilmError(`The film is damaged: after step ${this.last} comes step ${header.first}.`);
     if (!(this.about.num_pages <= MOST_PAGES))
       throw new FilmError("The film is damaged: it claims more pages than any pool has.");
-    if (header.columns?.["steps.hits"]) this.tellsHits = true;
     const begin = {};
     for (const name in TABLES) begin[name] = this.takeTable(name, n, column);
     const steps = this.steps, from = this.count;
@@ -194,7 +194,7 @@ class Film {
       this.say.push(String(header.say?.[i] ?? `step ${header.first + i}`));
       this.longestSay = Math.max(this.longestSay, this.say[this.say.length - 1].length);
     }
-    this.takeTokens(begin, column);
+    this.takeFlat(begin, column);
     this.count += n;
     for (let g = from; g < from + n; g++) this.addStep(g);
     this.version++;
@@ -224,22 +224,29 @@ class Film {
     return begin;
   }
 
-  takeTokens(begin, column) {
-    const take = (table, flat, start, sizeOf) => {
-      const values = column(flat === this.nodeTokens ? "nodes.tokens" : "requests.tokens");
+  /** Numbers that belong to rows of a table, one after another: where each row's begin. */
+  takeFlat(begin, column) {
+    const take = (table, name, where, flat, start, sizeOf) => {
+      const values = column(name);
       let at = flat.n;
       flat.reserve(at + values.length);
       flat.id.set(values, at);
       flat.n += values.length;
       for (let i = start; i < table.n; i++) {
-        table.text[i] = at;
+        table[where][i] = at;
         at += sizeOf(i);
       }
-      if (at > flat.n) throw new FilmError("The film is damaged: token ids are missing.");
+      if (at !== flat.n) throw new FilmError(`The film is damaged: ${name} has a wrong length.`);
     };
-    const { requests, nodes } = this;
-    take(requests, this.requestTokens, begin.requests, (i) => requests.head[i] + requests.tail[i]);
-    take(nodes, this.nodeTokens, begin.nodes, (i) => Math.max(0, nodes.said[i] - 1));
+    const { requests, nodes, events, about } = this, { page_size: size } = about;
+    take(requests, "requests.tokens", "text", this.requestTokens, begin.requests,
+      (i) => requests.head[i] + requests.tail[i]);
+    take(nodes, "nodes.tokens", "text", this.nodeTokens, begin.nodes, (i) => Math.max(0, nodes.said[i] - 1));
+    take(events, "events.pages", "pages", this.eventPages, begin.events, (i) => {
+      const kind = about.events[events.kind[i]];
+      return (events.count[i] = kind === "reused" ? Math.ceil(events.value[i] / size)
+        : kind === "inserted" || kind === "evicted" ? events.value[i] : 0);
+    });
   }
 
   /** Index what step `g` (counted from the first kept) said: requests, lanes, events, times. */
@@ -368,6 +375,10 @@ class Film {
     if (end < start) [start, end] = hostEnd < hostStart ? [done, done] : [hostStart, hostEnd];
     steps.t0[g] = Math.max(start, before);
     steps.t1[g] = Math.max(end, steps.t0[g]);
+  }
+
+  get overlaps() {
+    return this.about.config.some(([name, value]) => name === "overlap" && value === "True");
   }
 
   get timed() {
@@ -545,8 +556,10 @@ const FRAME_MEMORY = 48 << 20; // bytes that the keyframes of one run may take
 /**
  * Pages and tree nodes as they stand after one step.
  *
- * Going forward applies what each step changed; going back begins at the nearest keyframe. The step
- * shown is always applied, never restored: what it hit, inserted and evicted is learnt on the way.
+ * Going forward applies what each step changed; going back begins at the nearest keyframe. What the
+ * step shown hit, inserted and evicted is what its own events say. With overlap the next step has
+ * been committed by then: what that one evicts is gone already, and its node is a ghost for two
+ * steps, the second of which tells of it.
  */
 class State {
   constructor(film) {
@@ -575,12 +588,14 @@ class State {
     this.nodes.n = 0;
     this.slotOf = new Map(); // node id -> its row of `nodes`
     this.free = [];
-    this.ghosts = []; // rows of nodes that went in the step shown; they keep their place until the next
+    this.ghosts = []; // rows of nodes that have just gone; they keep their place until they are forgotten
+    this.fading = []; // with overlap, those of the step before
     this.at = -1;
     this.shape = (this.shape || 0) + 1; // changes when the tree does
-    this.stampHit = new Map();
+    this.stampHit = new Map(); // row of a node -> how many of its pages
     this.stampNew = new Map();
-    this.lost = new Map();
+    this.lost = new Map(); // the same, of pages that it lost and lives on
+    this.lostBefore = new Map();
     for (const stamp of [this.hitPage, this.lostPage, this.newPage]) stamp.fill(-1);
   }
 
@@ -594,31 +609,33 @@ class State {
       return this;
     }
     let nearest = -1;
-    for (const frame of this.frames.keys()) if (frame < g && frame > nearest) nearest = frame;
+    // two steps are applied, never restored: the ghosts of both are learnt on the way
+    for (const frame of this.frames.keys()) if (frame < g - 1 && frame > nearest) nearest = frame;
     if (this.at > g || nearest > this.at) {
       if (nearest < 0) this.reset();
       else this.restore(this.frames.get(nearest), nearest);
     }
     while (this.at < g) {
-      this.apply(++this.at, this.at === g);
+      this.apply(++this.at, this.at >= g - 1);
       if (this.at % this.every === 0 && !this.frames.has(this.at)) this.keep();
     }
+    this.mark(g);
     return this;
   }
 
-  /** Apply step g to the state after g - 1. shown: note what it did, for this is the one to be seen. */
-  apply(g, shown) {
+  /** Apply step g to the state after g - 1. near: what nodes lose may be seen. */
+  apply(g, near) {
     const { film, nodes, pages } = this, { steps } = film, change = film.nodes, moved = film.pages;
-    for (const slot of this.ghosts) {
+    const done = film.overlaps ? this.fading : this.ghosts;
+    for (const slot of done) {
       this.slotOf.delete(nodes.id[slot]);
       nodes.size[slot] = nodes.gone[slot] = 0;
       this.free.push(slot);
     }
-    if (this.ghosts.length || steps.nodes[g + 1] > steps.nodes[g] || this.lost.size) this.shape++;
-    this.ghosts.length = 0;
-    this.lost.clear();
-    this.stampHit.clear();
-    this.stampNew.clear();
+    if (done.length || steps.nodes[g + 1] > steps.nodes[g] || this.lost.size || this.lostBefore.size) this.shape++;
+    [this.fading, this.ghosts] = film.overlaps ? [this.ghosts, []] : [[], []];
+    this.lostBefore = film.overlaps ? this.lost : new Map();
+    this.lost = new Map();
     const began = new Set();
     let known = 0, row = -1; // neighbouring pages mostly belong to one node
     for (let i = steps.nodes[g]; i < steps.nodes[g + 1]; i++) {
@@ -646,7 +663,7 @@ class State {
       if (page >= pages.n) this.growPages(page + 1);
       if (moved.node[i] !== known) row = (known = moved.node[i]) ? this.slotOf.get(known) ?? -1 : -1;
       const old = pages.slot[page], now = row;
-      if (shown) this.note(g, page, old, now, !film.tellsHits && moved.holders[i] > pages.holders[page]);
+      if (near && old >= 0 && now < 0) this.lost.set(old, (this.lost.get(old) || 0) + 1);
       // a split's upper half stands where the node stood, so that siblings stay in order
       if (old >= 0 && now >= 0 && old !== now && began.has(now))
         nodes.order[now] = Math.min(nodes.order[now], nodes.order[old]);
@@ -662,25 +679,34 @@ class State {
       if (slot === undefined) continue;
       nodes.gone[slot] = 1;
       this.lost.delete(slot);
+      this.lostBefore.delete(slot);
       this.ghosts.push(slot);
-    }
-    for (let i = steps.hits[g]; shown && i < steps.hits[g + 1]; i++) {
-      const page = film.hits.page[i], slot = pages.slot[page];
-      this.hitPage[page] = g;
-      if (slot >= 0) this.stampHit.set(slot, (this.stampHit.get(slot) || 0) + 1);
     }
     this.at = g;
   }
 
-  /** What the step shown did to a page: found it again, remembered it, or forgot it. */
-  note(g, page, old, now, more) {
-    const what = old < 0 && now >= 0 ? [this.newPage, this.stampNew, now]
-      : old >= 0 && now < 0 ? [this.lostPage, this.lost, old]
-        : old >= 0 && more ? [this.hitPage, this.stampHit, now] : null;
-    if (!what) return;
-    const [pages, nodes, slot] = what;
-    pages[page] = g;
-    nodes.set(slot, (nodes.get(slot) || 0) + 1);
+  /** What the events of step g say of pages, and of the nodes that have these pages now. */
+  mark(g) {
+    const { film, pages } = this, { events, eventPages } = film;
+    this.stampHit.clear();
+    this.stampNew.clear();
+    for (let e = film.steps.events[g]; e < film.steps.events[g + 1]; e++) {
+      const kind = film.about.events[events.kind[e]];
+      for (let i = events.pages[e]; i < events.pages[e] + events.count[e]; i++) {
+        const page = eventPages.id[i], slot = pages.slot[page];
+        if (kind === "evicted") this.lostPage[page] = g;
+        else {
+          const [when, nodes] = kind === "reused" ? [this.hitPage, this.stampHit] : [this.newPage, this.stampNew];
+          when[page] = g;
+          if (slot >= 0) nodes.set(slot, (nodes.get(slot) || 0) + 1);
+        }
+      }
+    }
+  }
+
+  /** Pages that a node has just lost while it lives on. */
+  lostBy(slot) {
+    return (this.lost.get(slot) || 0) + (this.lostBefore.get(slot) || 0);
   }
 
   growPages(room) {
@@ -711,6 +737,7 @@ class State {
     };
     this.frames.set(this.at, {
       pages: copy(pages), nodes: copy(nodes), free: this.free.slice(), ghosts: this.ghosts.slice(),
+      fading: this.fading.slice(),
     });
   }
 
@@ -723,6 +750,7 @@ class State {
     }
     this.free = frame.free.slice();
     this.ghosts = frame.ghosts.slice();
+    this.fading = frame.fading.slice();
     const { nodes } = this;
     for (let slot = 0; slot < nodes.n; slot++)
       if (nodes.size[slot]) this.slotOf.set(nodes.id[slot], slot);
@@ -2102,7 +2130,7 @@ class Tree extends View {
     }
     say(this.note, live ? `${count(live, "node")} · ${num(tokens)} tokens, ${num(held)} held` : "nothing cached");
     this.describe(this.canvasEl, `Radix tree after step ${k}: ${count(live, "node")}, ${num(tokens)} tokens cached, `
-      + `${num(held)} held, ${state.ghosts.length} nodes just evicted`);
+      + `${num(held)} held, ${state.ghosts.length + state.fading.length} nodes just evicted`);
     // one step on or back moves what moved; a jump shows the new state at once
     this.animate = moved && steps === 1 && !app.theme.still && !app.fast && this.order.length < 1500;
     if (this.animate) this.began = performance.now();
@@ -2140,7 +2168,7 @@ class Tree extends View {
     }
     for (let j = out - 1; j >= 0; j--) {
       const slot = order[j];
-      own[slot] = nodes.size[slot] + (state.lost.get(slot) || 0);
+      own[slot] = nodes.size[slot] + state.lostBy(slot);
       ext[slot] = Math.max(ext[slot], this.links ? 1 : own[slot]);
       if (parent[slot] >= 0) ext[parent[slot]] += ext[slot];
     }
@@ -2258,7 +2286,7 @@ class Tree extends View {
   /** A node: as wide as its tokens; the pale part only spans what continues it. */
   node(ctx, slot, [left, width, y, span], tall) {
     const { app, state } = this, { theme, film } = app, { nodes } = state, what = this.what(slot);
-    const lost = what === GONE ? this.own[slot] : state.lost.get(slot) || 0;
+    const lost = what === GONE ? this.own[slot] : state.lostBy(slot);
     const gone = width * lost / (this.own[slot] || 1), w = Math.max(width - gone - 1, 0);
     if (span > width + 1 && what !== GONE) {
       ctx.globalAlpha = 0.22;
@@ -2416,7 +2444,7 @@ class Tree extends View {
       `${nodes.maker[slot] >= 0 ? `computed by r${nodes.maker[slot]} · ` : ""}used last in step ${nodes.used[slot]}`,
       state.stampNew.has(slot) && `just inserted: ${count(state.stampNew.get(slot), "page")}`,
       state.stampHit.has(slot) && "just hit",
-      state.lost.has(slot) && `just lost ${count(state.lost.get(slot), "page")}`,
+      what !== GONE && state.lostBy(slot) && `just lost ${count(state.lostBy(slot), "page")}`,
     ].filter(Boolean);
   }
 

@@ -98,6 +98,10 @@ def test_every_figure_at_every_step_equals_the_trace(
             for r in record.batch.rows
         ]
         assert sorted(seen["batch"]["rows"]) == sorted(rows)
+        for event in record.events:
+            if isinstance(event, Reused):
+                marks = {seen["pages"]["state"][page] for page in event.pages}
+                assert marks <= {"hit", "free"}, "the marks of a step are those of its record"
         assert seen["batch"]["used"] == record.batch.num_tokens == steps["computed"][k]
         lives = {life["rid"]: life for life in seen["batch"]["life"]}
         for event in record.events:
