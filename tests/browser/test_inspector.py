@@ -71,7 +71,9 @@ def test_a_session_of_work(open_notebook: Opened, tmp_path: Path) -> None:
     seen.is_at(7)
     looks(seen, tmp_path)
     tells_what_is_under_the_pointer(seen)
-    steps_looks_back_and_scrubs(seen)
+    steps_looks_back_and_scrubs(seen, 7)
+    book.add("records = engine.run(max_steps=2)")  # stepped elsewhere, shown here
+    seen.is_at(10)
     stops_at_breakpoints(seen)
     forks_and_goes_back(seen)
     launches_an_edited_plan(seen)
@@ -109,38 +111,38 @@ def tells_what_is_under_the_pointer(seen: Seen) -> None:
     assert "held by r8" in words and "computed by r8" in words
 
 
-def steps_looks_back_and_scrubs(seen: Seen) -> None:
+def steps_looks_back_and_scrubs(seen: Seen, at: int) -> None:
+    """From the head, step ``at``, to the next one."""
     book = seen.book
     seen.press("step (")
-    seen.is_at(8)
-    assert book.value("len(engine.trace)") == 9
+    seen.is_at(at + 1)
+    assert book.value("len(view.trace)") == at + 2
     seen.press("step back")
-    seen.is_at(7)
-    assert book.value("len(engine.trace)") == 9
+    seen.is_at(at)
+    assert book.value("len(view.trace)") == at + 2
     seen.root.get_by_label("step", exact=True).fill("3")
     seen.is_at(3)
     seen.root.focus()
     book.page.keyboard.press("ArrowRight")
     seen.is_at(4)
     book.page.keyboard.press("End")
-    seen.is_at(8)
-    book.add("records = engine.run(max_steps=2)")  # stepped elsewhere, shown here
-    seen.is_at(10)
+    seen.is_at(at + 1)
 
 
 def stops_at_breakpoints(seen: Seen) -> None:
     book = seen.book
+    known = book.value("len(view.engine.breakpoints)")
     seen.press("Breakpoints")
     seen.root.get_by_label("condition").select_option("finish")
     seen.press("Add")
-    assert book.wait_for("len(engine.breakpoints) == 1")
+    assert book.wait_for(f"len(view.engine.breakpoints) == {known + 1}")
     seen.root.focus()
     hits = []
     for _ in range(2):
-        before = book.value("len(engine.trace)")
+        before = book.value("len(view.trace)")
         seen.press("run to the next breakpoint")
-        assert book.wait_for(f"len(engine.trace) > {before} and 'ends' in repr(engine.trace[-1])")
-        hits.append(book.value("len(engine.trace) - 1"))
+        assert book.wait_for(f"len(view.trace) > {before} and 'ends' in repr(view.trace[-1])")
+        hits.append(book.value("len(view.trace) - 1"))
         seen.is_at(hits[-1])
     seen.press("back to the previous breakpoint")
     seen.is_at(hits[0])
@@ -148,14 +150,16 @@ def stops_at_breakpoints(seen: Seen) -> None:
 
 def forks_and_goes_back(seen: Seen) -> None:
     book = seen.book
+    runs = book.value("len(view.runs)")
     seen.root.get_by_label("step", exact=True).fill("4")
     seen.is_at(4)
     seen.press("Fork here")
-    seen.root.get_by_label("policy").select_option(label="mixed")
+    seen.root.get_by_label("policy").select_option(label="decode first")
     seen.root.locator("button:text-is('Fork')").click()
-    assert book.wait_for("len(view.runs) == 2 and view.run == 1")
-    assert book.value("(view.engine.config.policy, len(view.engine.trace))") == ["mixed", 5]
-    assert seen.root.get_by_role("tab").count() == 2
+    assert book.wait_for(f"len(view.runs) == {runs + 1} and view.run == {runs}")
+    forked = book.value("(view.engine.config.policy, len(view.engine.trace))")
+    assert forked == ["decode_first", 5]
+    assert seen.root.get_by_role("tab").count() == runs + 1
     seen.press("step (")
     assert book.wait_for("len(view.engine.trace) == 6")
     seen.root.get_by_role("tab").first.click()
@@ -163,7 +167,7 @@ def forks_and_goes_back(seen: Seen) -> None:
     seen.root.get_by_label("step", exact=True).fill("6")
     seen.is_at(6)
     seen.press("Rewind here")
-    assert book.wait_for("len(engine.trace) == 7")
+    assert book.wait_for("len(view.trace) == 7")
     seen.is_at(6)
 
 
@@ -190,13 +194,16 @@ def leaves_an_arrival_out(seen: Seen) -> None:
     assert seen.book.wait_for("view.run == 0")
 
 
-def test_the_seventh_tutorial_shows_a_view_that_steps(open_notebook: Opened) -> None:
+def test_the_view_of_the_seventh_tutorial_does_what_is_clicked(open_notebook: Opened) -> None:
     book = open_notebook(ROOT / "tutorials" / "7 Time travel, forks and what-if.ipynb", 1400, 1500)
     cells = book.run_all()
     (shown,) = [i for i, cell in enumerate(cells) if cell.source.rstrip().endswith("\nview")]
     seen = Seen(book, book.output(shown))
     at = book.value("view.cursor")
-    seen.press("step back")
-    seen.is_at(at - 1)
-    seen.press("step (")
-    seen.is_at(at)
+    node = max(seen.drawn()["tree"], key=lambda node: float(node["w"]))
+    canvas = seen.root.locator("section.msgl-tree canvas").first
+    canvas.hover(position={"x": node["x"] + node["w"] / 2, "y": node["y"] + 8})
+    assert "used last in step" in seen.root.get_by_role("tooltip").inner_text()
+    steps_looks_back_and_scrubs(seen, at)
+    stops_at_breakpoints(seen)
+    forks_and_goes_back(seen)
