@@ -21,7 +21,7 @@ def _whole_number(text: str) -> int | str:
 def _add_option(group: argparse._ArgumentGroup, option: Field[Any]) -> None:
     flag, doc = "--" + option.name.replace("_", "-"), option.metadata["doc"].replace("%", "%%")
     settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{doc} ({option.default})"}
-    if isinstance(option.default, bool):
+    if isinstance(option.default, bool) or True in option.metadata["choices"]:
         settings["action"] = argparse.BooleanOptionalAction
     elif option.metadata["choices"]:
         settings["choices"] = [name for name in option.metadata["choices"] if name is not None]

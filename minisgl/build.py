@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
     machine = hardware()
     if wanted.runner == "torch" and (wanted.device == "cpu" or not machine.gpus):
         machine = machine._replace(native=_has_native_kernels(wanted))
+    elif wanted.runner == "torch":
+        machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
     final = resolve(wanted, machine, os.environ, described.facts())
     codec = load_codec(folder)
     scheduler = fresh(final, described.eos_token_ids, find_policy(final.policy))
@@ -87,6 +90,25 @@ def _has_native_kernels(wanted: EngineConfig) -> bool:
     return True
 
 
+def _has_cuda_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
+    """Whether the CUDA kernels are there, compiled now if need be. Warns with the reason if not."""
+    from minisgl.kernel import compile
+
+    if wanted.kernels not in ("auto", "cuda"):
+        return False
+    try:
+        compile.load_cuda(machine.capability)
+    except compile.NoKernels as error:
+        warnings.warn(
+            f"no CUDA kernels: {error}; torch computes instead, which is slower "
+            f"(kernels='torch' to choose that)",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
 def _free_memory() -> int:
     """Bytes this process may still take, as the kernel estimates; half of all where it cannot."""
     try:
@@ -104,4 +126,10 @@ def _gpus() -> dict[str, Any]:
     if not torch.cuda.is_available():
         return {}
     names = tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return {"gpus": names, "gpu_memory": torch.cuda.mem_get_info()[0]}
+    known = ("flashinfer", "sgl_kernel", "triton")
+    return {
+        "gpus": names,
+        "gpu_memory": torch.cuda.mem_get_info()[0],
+        "capability": torch.cuda.get_device_capability(),
+        "packages": frozenset(name for name in known if find_spec(name) is not None),
+    }

@@ -12,8 +12,13 @@ from minisgl.display import Html, card, counted, table
 Auto = Literal["auto"]
 AUTO: Final = "auto"
 
+_GPU_ORDER: Final = ("fa3", "flashinfer", "triton")
+_ON_GPUS: Final = ("flashinfer", "fa3", "fa3,flashinfer", "triton")
+_GPU_RESERVE = 4 << 30  # bytes left to activations, logits, graphs and libraries, or a tenth
+_GRAPH_ROWS = 256
 _KV_MEMORY_SHARE = 4  # a quarter of what is free holds KV pages at most
 _AUTO_SEQUENCES = 16  # ... and no more than this many sequences of full length
+_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 _SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
 
 
@@ -57,17 +62,24 @@ class EngineConfig:
     max_seq_len: int | Auto = _option(AUTO, "positions of one sequence, within model and pool")
     attention: str = _option(
         AUTO,
-        "attention backend: native is C++, grouped is torch, torch is the slow oracle",
-        (AUTO, "torch", "grouped", "native"),
+        "attention backend: native is C++, grouped is torch, torch is the slow oracle; on a GPU "
+        "flashinfer, fa3 (FlashAttention 3), the one for prompts and the other for decode steps, "
+        "or triton, our own",
+        (AUTO, "torch", "grouped", "native", *_ON_GPUS),
     )
     kernels: str = _option(
         AUTO,
-        "what computes the layers: torch, or C++ that is compiled at first use (CPU, float32)",
-        (AUTO, "torch", "native"),
+        "what computes the layers: torch, or what is compiled at first use: native C++ (CPU, "
+        "float32), cuda (NVIDIA GPU)",
+        (AUTO, "torch", "native", "cuda"),
     )
     quantization: str | None = _option(
         AUTO, "how weights are kept; None: as stored; fp16: rounded", (AUTO, None, "fp16")
     )
+    cuda_graph: bool | Auto = _option(
+        AUTO, "launch a decode step as one recorded graph (GPU)", (AUTO, True, False)
+    )
+    graph_rows: int | Auto = _option(AUTO, "requests in the largest graph; larger steps have none")
     device: str = _option(AUTO, "where the model computes", (AUTO, "cpu", "cuda"))
     dtype: str = _option(
         AUTO, "what is computed and stored", (AUTO, "float32", "float16", "bfloat16")
@@ -90,6 +102,8 @@ class EngineConfig:
                 if not isinstance(value, bool):
                     raise TypeError(f"{option.name} must be True or False, got {value!r}")
             elif choices:
+                if isinstance(value, bool) and any(choice is value for choice in choices):
+                    continue
                 if (callable(value) and option.name == "policy") or (
                     value is None and None in choices
                 ):
@@ -194,6 +208,9 @@ class Hardware(NamedTuple):
     gpus: tuple[str, ...] = ()
     gpu_memory: int = 0  # bytes free on the first GPU
     native: bool = False  # the C++ kernels are compiled, or can be
+    cuda_kernels: bool = False  # likewise the CUDA kernels
+    capability: tuple[int, int] = (0, 0)  # the first GPU's compute capability
+    packages: frozenset[str] = frozenset()  # of flashinfer, sgl_kernel, triton: what is installed
 
 
 class ModelFacts(NamedTuple):
@@ -206,6 +223,8 @@ class ModelFacts(NamedTuple):
     num_heads: int = 1
     num_kv_heads: int = 1
     intermediate_size: int = 1
+    head_dim: int = 128
+    windowed: bool = False  # some layers see the newest positions only
 
     def kv_heads_of(self, tp: int) -> int:
         """The key and value heads that each of ``tp`` ranks holds."""
@@ -248,7 +267,7 @@ def resolve(
                 else "float16" if on_gpu else "float32"
             )
         )
-    out = _with_kernels(out, hardware)
+    out = _with_kernels(out, hardware, model)
     if out.threads == AUTO:
         small = model.num_parameters < _SMALL_MODEL
         out = out.but(threads=1 if small else max(1, hardware.cores // out.tp))
@@ -257,16 +276,23 @@ def resolve(
     # a GPU holds one rank's keys and values, the machine's memory those of all ranks
     held = model.kv_heads_of(out.tp) * (1 if on_gpu else out.tp)
     position_bytes = model.kv_bytes_per_value[out.dtype] * held // model.num_kv_heads
-    free = hardware.gpu_memory if on_gpu else hardware.memory
+    if out.graph_rows == AUTO:
+        out = out.but(graph_rows=min(int(out.max_running), _GRAPH_ROWS))
+    free, share = hardware.memory, 1 / _KV_MEMORY_SHARE
+    if on_gpu:
+        weights = model.num_parameters * _BYTES[out.dtype] // out.tp
+        spare = min(_GPU_RESERVE, hardware.gpu_memory // 10)
+        free, share = max(0, hardware.gpu_memory - weights - spare), 1.0
     if out.num_pages == AUTO:
-        room = free // _KV_MEMORY_SHARE // position_bytes
+        room = int(free * share) // position_bytes
         wanted = _AUTO_SEQUENCES * model.context
         pages = min(room, wanted) // out.page_size
         if pages < 1:
             raise ValueError(
                 f"a KV page of {out.page_size} positions needs "
-                f"{out.page_size * position_bytes} bytes; {free} are free and "
-                f"a quarter of them may be used; set num_pages yourself"
+                f"{out.page_size * position_bytes} bytes; {free} are free"
+                f"{' beside the weights' if on_gpu else ' and a quarter of them may be used'}; "
+                f"set num_pages yourself"
             )
         out = out.but(num_pages=pages)
     longest = model.context if isinstance(out.max_seq_len, str) else out.max_seq_len
@@ -308,8 +334,8 @@ def _check_tp(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> No
         )
 
 
-def _with_kernels(config: EngineConfig, hardware: Hardware) -> EngineConfig:
-    """C++ wherever it can compute the model: exact, and faster at every size that was measured.
+def _with_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> EngineConfig:
+    """Compiled kernels wherever they can compute the model: faster at every size that was measured.
 
     Weights stay as they are stored: "auto" never changes a number.
     """
@@ -320,9 +346,84 @@ def _with_kernels(config: EngineConfig, hardware: Hardware) -> EngineConfig:
             f"the package apache-tvm-ffi, not {config.dtype} on {config.device} with"
             f"{'' if hardware.native else 'out'} them; use attention='auto' and kernels='auto'"
         )
+    on_gpu = config.device == "cuda"
+    if on_gpu:
+        config = _with_gpu_kernels(config, hardware, model)
+    elif config.runner == "torch":
+        for option, asked in (
+            ("attention", config.attention in _ON_GPUS),
+            ("kernels", config.kernels == "cuda"),
+            ("cuda_graph", config.cuda_graph is True),
+        ):
+            if asked:
+                raise ValueError(
+                    f"{option}={getattr(config, option)!r} was asked; it needs an NVIDIA GPU and "
+                    f"the device is {config.device!r}, use {option}='auto'"
+                )
     out = config
     if out.attention == AUTO:
         out = out.but(attention="native" if can else "grouped")
     if out.kernels == AUTO:
         out = out.but(kernels="native" if can else "torch")
+    if out.cuda_graph == AUTO:
+        out = out.but(cuda_graph=False)
     return out.but(quantization=None) if out.quantization == AUTO else out
+
+
+def _with_gpu_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> EngineConfig:
+    out = config
+    if out.attention == AUTO:
+        out = out.but(attention=gpu_attention(out.dtype, hardware, model)[0])
+    elif (why := _cannot(out.attention, out.dtype, hardware, model)) is not None:
+        raise ValueError(f"attention={out.attention!r} was asked; {why}; use attention='auto'")
+    if out.kernels == "cuda" and not hardware.cuda_kernels:
+        raise ValueError(
+            "kernels='cuda' was asked; they need nvcc and the package apache-tvm-ffi; "
+            "use kernels='auto'"
+        )
+    if out.kernels == AUTO:
+        out = out.but(kernels="cuda" if hardware.cuda_kernels else "torch")
+    can_graph = out.attention in _ON_GPUS
+    if out.cuda_graph is True and not can_graph:
+        raise ValueError(
+            f"cuda_graph=True was asked; attention={out.attention!r} cannot be recorded, "
+            f"{', '.join(_ON_GPUS)} can; use attention='auto' or cuda_graph='auto'"
+        )
+    return out.but(cuda_graph=can_graph) if out.cuda_graph == AUTO else out
+
+
+def gpu_attention(dtype: str, hardware: Hardware, model: ModelFacts) -> tuple[str, str]:
+    """The attention backend that "auto" takes on a GPU, and why, as a sentence.
+
+    The order is that of measurements (minisgl/bench/RESULTS.md); what cannot compute the model is
+    left out, with its reason.
+    """
+    reasons = list[str]()
+    for name in _GPU_ORDER:
+        why = _cannot(name, dtype, hardware, model)
+        if why is None:
+            after = f" ({'; '.join(reasons)})" if reasons else ""
+            return name, f"attention {name!r}: the fastest measured of those that can{after}"
+        reasons.append(f"not {name}: {why}")
+    return "grouped", f"attention 'grouped', torch's own: {'; '.join(reasons)}"
+
+
+def _cannot(name: str, dtype: str, hardware: Hardware, model: ModelFacts) -> str | None:
+    """Why a backend cannot compute this model on this GPU; None if it can."""
+    if name not in _ON_GPUS:
+        return None
+    for part in name.split(","):
+        package = {"fa3": "sgl_kernel"}.get(part, part)
+        if package not in hardware.packages:
+            return f"the package {package} is not installed"
+        if part == "triton":
+            continue
+        if dtype == "float32":
+            return f"{part} computes 16-bit numbers"
+        if part == "fa3" and hardware.capability[0] != 9:
+            return f"fa3 needs compute capability 9.x, this GPU has {hardware.capability}"
+        if model.head_dim not in (64, 128):
+            return f"{part} has heads of 64 and 128, the model's have {model.head_dim}"
+        if part == "flashinfer" and model.windowed:
+            return "flashinfer's kernels for sliding windows are not built here"
+    return None

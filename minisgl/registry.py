@@ -20,10 +20,15 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "torch": "minisgl.attention.torch:TorchAttention",
         "grouped": "minisgl.attention.grouped:GroupedAttention",
         "native": "minisgl.attention.native:NativeAttention",
+        "flashinfer": "minisgl.attention.flashinfer:FlashInferAttention",
+        "fa3": "minisgl.attention.flash_attention:FlashAttention",
+        "fa3,flashinfer": "minisgl.attention.hybrid:HybridAttention",
+        "triton": "minisgl.attention.triton:TritonAttention",
     },
     "kernels": {
         "torch": "minisgl.kernel.plain:PlainKernels",
         "native": "minisgl.kernel.native:NativeKernels",
+        "cuda": "minisgl.kernel.cuda:CudaKernels",
     },
     "quantization": {
         "stored": "minisgl.layers.quantization.stored:stored",

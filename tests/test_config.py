@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import pytest
 
-from minisgl.config import EngineConfig, Hardware, ModelFacts, resolve
+from minisgl.config import EngineConfig, Hardware, ModelFacts, gpu_attention, resolve
 from minisgl.registry import find, names
 from tests.seen import Seen
 
@@ -123,7 +124,7 @@ def test_each_rank_needs_a_gpu_which_then_holds_more_pages() -> None:
     two = SERVER._replace(gpus=("H200", "H200"))
     model = LARGE._replace(num_heads=8, num_kv_heads=2, intermediate_size=512, context=1 << 30)
     pages = [resolved(two, model, tp=tp).limits.num_pages for tp in (1, 2)]
-    assert pages[1] == 2 * pages[0]
+    assert pages[1] > 2 * pages[0]  # each holds half the weights, too
 
 
 def test_the_cores_are_shared_among_the_ranks() -> None:
@@ -178,3 +179,65 @@ def test_choices_are_the_registered_names(kind: str) -> None:
 def test_an_unregistered_name_lists_what_there_is() -> None:
     with pytest.raises(ValueError, match="unknown policy 'fifo'; there are prefill_first, mixed"):
         find("policy", "fifo")
+
+
+GPU_PACKAGES = frozenset({"flashinfer", "sgl_kernel", "triton"})
+H200 = SERVER._replace(capability=(9, 0), packages=GPU_PACKAGES, cuda_kernels=True)
+
+
+def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
+    config = resolved(H200, LARGE)
+    assert (config.attention, config.kernels, config.cuda_graph) == ("fa3", "cuda", True)
+    assert config.graph_rows == config.max_running == 256
+    config = resolved(H200, LARGE, cuda_graph=False, max_running=40)
+    assert (config.cuda_graph, config.graph_rows) == (False, 40)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model", "dtype", "name", "says"),
+    [
+        (H200, LARGE, "bfloat16", "fa3", "fastest measured"),
+        (H200._replace(capability=(8, 0)), LARGE, "bfloat16", "flashinfer", "fa3 needs compute"),
+        (H200, LARGE._replace(head_dim=96), "bfloat16", "triton", "heads of 64 and 128"),
+        (H200, LARGE, "float32", "triton", "computes 16-bit numbers"),
+        (
+            H200._replace(packages=frozenset({"flashinfer", "triton"})),
+            LARGE._replace(windowed=True),
+            "float16",
+            "triton",
+            "the package sgl_kernel is not installed; not flashinfer: .* windows",
+        ),
+        (SERVER, LARGE, "bfloat16", "grouped", "the package triton is not installed"),
+    ],
+)
+def test_auto_attention_on_a_gpu_says_what_and_why(
+    hardware: Hardware, model: ModelFacts, dtype: str, name: str, says: str
+) -> None:
+    chosen, why = gpu_attention(dtype, hardware, model)
+    assert chosen == name and repr(name) in why
+    assert re.search(says, why)
+    assert resolved(hardware, model, dtype=dtype).attention == name
+
+
+@pytest.mark.parametrize(
+    ("hardware", "toggles", "says"),
+    [
+        (LAPTOP, {"attention": "fa3"}, "attention='fa3' was asked; it needs an NVIDIA GPU"),
+        (LAPTOP, {"kernels": "cuda"}, "kernels='cuda' was asked; it needs an NVIDIA GPU"),
+        (LAPTOP, {"cuda_graph": True}, "cuda_graph=True was asked; it needs an NVIDIA GPU"),
+        (SERVER, {"attention": "fa3"}, "the package sgl_kernel is not installed"),
+        (SERVER, {"kernels": "cuda"}, "they need nvcc and the package apache-tvm-ffi"),
+        (H200, {"attention": "grouped", "cuda_graph": True}, "'grouped' cannot be recorded"),
+    ],
+)
+def test_what_the_machine_cannot_have_is_an_error_with_the_way_out(
+    hardware: Hardware, toggles: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        resolved(hardware, LARGE, **toggles)
+
+
+def test_pages_take_what_weights_and_activations_leave_of_a_gpu() -> None:
+    model = LARGE._replace(context=1 << 30)
+    left = resolved(H200, model).limits.num_pages * 16 * 2048
+    assert left <= (140 << 30) - 16_000_000_000 - (4 << 30) < left + 16 * 2048

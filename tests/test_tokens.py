@@ -29,8 +29,8 @@ TOGGLES: dict[str, tuple[Any, ...]] = {
     "policy": names("policy"),
     "admission": ("reserve", "optimistic"),
     "pool": ("ample", "tight"),  # tight: the longest request and little more
-    "attention": names("attention"),
-    "kernels": names("kernels"),
+    "attention": ("torch", "grouped", "native"),  # the others: tests/gpu
+    "kernels": ("torch", "native"),
 }
 Case = tuple[Any, ...]
 

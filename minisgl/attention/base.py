@@ -6,12 +6,15 @@ layer; "NHD" in FlashInfer. Source: Kwon et al. 2023 (PagedAttention), sec. 4.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from minisgl.kernel.base import Kernels
 
 Ints = NDArray[np.int64]
 
@@ -24,6 +27,25 @@ class Meta(NamedTuple):
     pages: Tensor  # (rows, n) int32: entry j holds a row's positions from j * page_size on;
     # past a row's last page it names any page
     locations: Tensor  # (tokens,) int64: page * page_size + offset of each new position
+    device: DeviceMeta | None = None  # the same numbers for kernels that read them on a GPU
+
+
+class DeviceMeta(NamedTuple):
+    """Lengths on the device. Rows may follow that pad the batch; the host's arrays lack those."""
+
+    ends: Tensor  # (rows,) int32: how many positions each row has once the batch is computed
+    first: Tensor  # (rows + 1,) int32: each row's first token, then the number of tokens
+
+
+def device_meta(meta: Meta) -> DeviceMeta:
+    """The device's numbers of a batch, sent there now if they are not there yet."""
+    if meta.device is not None:
+        return meta.device
+    first = np.concatenate(([0], meta.lengths.cumsum()))
+    ends, begins = (
+        torch.from_numpy(x.astype(np.int32)) for x in (meta.starts + meta.lengths, first)
+    )
+    return DeviceMeta(ends.to(meta.pages.device), begins.to(meta.pages.device))
 
 
 class Pool(Protocol):
@@ -32,6 +54,7 @@ class Pool(Protocol):
     page_size: int
     keys: list[Tensor]  # per layer (num_pages, page_size, kv_heads, head_dim)
     values: list[Tensor]
+    kernels: Kernels
 
     def write(self, layer: int, locations: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k, v: (tokens, kv_heads, head_dim) at flat positions ``locations``."""
@@ -58,4 +81,24 @@ class Attention(Protocol):
         of its own row up to its own. Scores are scaled by head_dim ** -0.5.
         Returns (tokens, heads * head_dim), which the caller owns.
         """
+        ...
+
+
+Replan = Callable[[Ints], None]
+
+
+class Capturable(Attention, Protocol):
+    """A backend whose ``attend`` can be captured in a CUDA graph, for rows of one new position."""
+
+    def capture(self, meta: Meta, heads: int) -> Replan:
+        """Get ready for ``attend`` calls that are captured: instead of ``prepare``.
+
+        meta: its device tensors are those of every replay, refilled before each; the pages are
+        as wide as a sequence can get. heads: query heads. Returns what must be called before each
+        replay with the rows' ends, (rows,) on the host; it launches nothing that a replay repeats.
+        """
+        ...
+
+    def captured(self) -> None:
+        """What depends on ``ends`` and ``pages`` and not on the layer: the first captured call."""
         ...

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from minisgl.kernel.base import Kernels
+from minisgl.kernel.plain import PlainKernels
 
 
 class KVPool:
@@ -23,12 +28,24 @@ class KVPool:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        kernels: Kernels | None = None,
     ) -> None:
+        """kernels: what stores keys and values; None: torch. Raises MemoryError, with the bytes
+        that are asked and free, where a GPU has no room."""
         self.num_pages, self.page_size = num_pages, page_size
+        self.kernels: Kernels = kernels or PlainKernels()
         shape = (num_pages, page_size, kv_heads, head_dim)
-        self.keys, self.values = (
-            [_zeros(shape, dtype, device) for _ in range(num_layers)] for _ in range(2)
-        )
+        try:
+            self.keys, self.values = (
+                [_zeros(shape, dtype, device) for _ in range(num_layers)] for _ in range(2)
+            )
+        except torch.OutOfMemoryError as error:
+            asked = 2 * num_layers * math.prod(shape) * dtype.itemsize
+            free = torch.cuda.mem_get_info(device)[0]
+            raise MemoryError(
+                f"{num_pages} KV pages of {page_size} positions need {asked} bytes on {device}, "
+                f"{free} are free there; lower num_pages, or close other engines"
+            ) from error
         self._flat = [
             (keys.flatten(0, 1), values.flatten(0, 1))
             for keys, values in zip(self.keys, self.values, strict=True)
@@ -36,9 +53,7 @@ class KVPool:
 
     def write(self, layer: int, locations: Tensor, k: Tensor, v: Tensor) -> None:
         """Store k, v: (tokens, kv_heads, head_dim) at flat positions ``locations``: (tokens,)."""
-        keys, values = self._flat[layer]
-        keys.index_copy_(0, locations, k)
-        values.index_copy_(0, locations, v)
+        self.kernels.store_kv(k, v, *self._flat[layer], locations)
 
     @property
     def page_bytes(self) -> int:

@@ -18,6 +18,7 @@ from minisgl.executor.penalties import Penalties
 from minisgl.executor.tables import Staging
 from minisgl.sampling import GREEDY_BELOW
 
+_FEW: Final = 1024  # logits that nearly every nucleus lies in
 _PENALTIES: Final = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _NUMBERS: Final = attrgetter("temperature", "top_k", "top_p", "min_p", *_PENALTIES)
 
@@ -74,7 +75,9 @@ def choose(logits: Tensor, rows: Sequence[Row], penalties: Penalties, staging: S
             tokens[drawn[wide]] = draw(warm[wide], least[wide], key[wide])
         if len(narrow):
             limits = k[narrow], _floats(p)[narrow], least[narrow]
-            tokens[drawn[narrow]] = draw_few(warm[narrow], key[narrow], *limits)
+            # to look whether the largest are enough would be to wait for a GPU
+            width = vocab_size if logits.is_cuda else _FEW
+            tokens[drawn[narrow]] = draw_few(warm[narrow], key[narrow], *limits, width)
     if len(penalised):
         penalties.note(history, tokens[penalised])
     return tokens
@@ -103,7 +106,7 @@ def draw_few(
     top_k: Tensor,
     top_p: Tensor,
     least: Tensor,
-    width: int = 1024,
+    width: int = _FEW,
 ) -> Tensor:
     """The same from no more than the ``top_k`` largest logits and from their nucleus.
 

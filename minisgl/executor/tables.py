@@ -46,27 +46,45 @@ class Staging:
     """Takes a batch's small integers to the device in one copy.
 
     A ring of ``depth`` flat host buffers, pinned where the device is a GPU, so that one can be
-    filled while those before it are still being copied. On a CPU the buffer is the device's own
-    memory and nothing is copied: what ``send`` returned is valid until ``depth`` further calls.
+    filled while those before it are still being copied; one that is not copied yet is waited for.
+    On a CPU the buffer is the device's own memory and nothing is copied: what ``send`` returned is
+    valid until ``depth`` further calls.
     """
 
     def __init__(self, depth: int, device: torch.device) -> None:
-        self._device = device
+        self._device, self._pinned = device, device.type == "cuda"
         self._ring = [self._buffer(4096) for _ in range(depth)]
+        self._copied = [torch.cuda.Event() for _ in range(depth)] if self._pinned else []
         self._next = 0
 
     def send(self, *parts: Ints) -> Sequence[Tensor]:
         """The same parts as int64 tensors on the device."""
         sizes = [len(part) for part in parts]
+        on_device = self._fill(parts, sizes).to(self._device, non_blocking=True)
+        self._note()
+        return on_device.split_with_sizes(sizes)
+
+    def send_into(self, target: Tensor, part: Ints) -> None:
+        """The same numbers to int64 memory on a GPU, flat and of the same size."""
+        target.copy_(self._fill((part,), [len(part)]), non_blocking=True)
+        self._note()
+
+    def _fill(self, parts: Sequence[Ints], sizes: Sequence[int]) -> Tensor:
         total, self._next = sum(sizes), (self._next + 1) % len(self._ring)
+        if self._pinned:
+            self._copied[self._next].synchronize()
         if total > len(self._ring[self._next]):
             self._ring[self._next] = self._buffer(2 * total)
         buffer, begin = self._ring[self._next], 0
         view = buffer.numpy()
-        for part in parts:
-            view[begin : begin + len(part)] = part
-            begin += len(part)
-        return buffer[:total].to(self._device, non_blocking=True).split_with_sizes(sizes)
+        for part, size in zip(parts, sizes, strict=True):
+            view[begin : begin + size] = part
+            begin += size
+        return buffer[:total]
+
+    def _note(self) -> None:
+        if self._pinned:
+            self._copied[self._next].record()
 
     def _buffer(self, size: int) -> Tensor:
-        return torch.empty(size, dtype=torch.int64, pin_memory=self._device.type == "cuda")
+        return torch.empty(size, dtype=torch.int64, pin_memory=self._pinned)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -15,26 +15,35 @@ from minisgl.config import EngineConfig
 from minisgl.core import Batch
 from minisgl.distributed.group import ALONE, Group
 from minisgl.engine.runner import Launch, Snapshot, Worker
+from minisgl.executor.cuda import CudaForward
 from minisgl.executor.forward import Contents, Forward
 from minisgl.executor.tables import Tables
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 from minisgl.models.weights import Weights
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 
 class TorchRunner:
     """Batches are computed while the host plans the next: torch does not hold Python's lock.
 
-    A runner dropped without ``close`` ends its thread when it is collected, or when Python exits.
+    On a GPU the calling thread queues the work, and there is no other. A runner dropped without
+    ``close`` ends its thread when it is collected, or when Python exits.
     """
 
     workers: tuple[Worker, ...] = ()
     broken: str | None = None
 
-    def __init__(self, forward: Forward, threads: int) -> None:
-        self._forward: Forward | None = forward
+    def __init__(self, forward: Forward | CudaForward, threads: int) -> None:
+        self._forward: Forward | CudaForward | None = forward
         self._threads = threads
-        self._worker = ThreadPoolExecutor(1, "minisgl-device", use_threads, (threads,))
+        self._worker: Executor = (
+            ThreadPoolExecutor(1, "minisgl-device", use_threads, (threads,))
+            if isinstance(forward, Forward)
+            else _Here()
+        )
 
     def launch(self, batch: Batch) -> Launch:
         """Queue a batch and return at once.
@@ -42,7 +51,10 @@ class TorchRunner:
         Its ``result`` raises, each time, what computing it raised; later batches are computed all
         the same. Raises RuntimeError on a closed runner.
         """
-        return self._worker.submit(self._open().run, batch)
+        forward = self._open()
+        if isinstance(forward, Forward):
+            return self._worker.submit(forward.run, batch)
+        return forward.launch(batch)
 
     def snapshot_bytes(self, num_pages: int) -> int:
         """See ``Runner``."""
@@ -81,12 +93,28 @@ class TorchRunner:
     def close(self) -> None:
         """Finish what was launched, end the thread, forget weights and pages."""
         self._worker.shutdown(wait=True)
-        self._forward = None
+        forward, self._forward = self._forward, None
+        if forward is not None and not isinstance(forward, Forward):
+            forward.close()
+            del forward
+            torch.cuda.empty_cache()
 
-    def _open(self) -> Forward:
+    def _open(self) -> Forward | CudaForward:
         if self._forward is None:
             raise RuntimeError("the runner is closed; load a new engine")
         return self._forward
+
+
+class _Here(Executor):
+    """Calls functions at once, on the calling thread."""
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        done = Future[R]()
+        try:
+            done.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +159,20 @@ def load_runner(
     model = load_model(folder, model_config, config, group)
     threads = config.threads
     assert not isinstance(threads, str), "the configuration is resolved"
-    return TorchRunner(Forward(model, model_config, config, group, depth), threads)
+    return TorchRunner(make_forward(model, model_config, config, group, depth), threads)
+
+
+def make_forward(
+    model: Model, model_config: ModelConfig, config: EngineConfig, group: Group, depth: int
+) -> Forward | CudaForward:
+    """Pages and tables for a model, on its device.
+
+    Raises MemoryError, with the bytes they need, where a GPU has no room for them.
+    """
+    if model.device.type == "cpu":
+        return Forward(model, model_config, config, group, depth)
+    kernels = registry.find("kernels", config.kernels)()
+    return CudaForward(model, model_config, config, group, depth, kernels)
 
 
 def load_model(

@@ -21,9 +21,10 @@ import torch
 from minisgl.config import EngineConfig
 from minisgl.distributed.processes import Lost, Processes
 from minisgl.executor import wire
+from minisgl.executor.cuda import CudaForward
 from minisgl.executor.forward import Contents, Forward
 from minisgl.executor.tables import Tables
-from minisgl.executor.torch_runner import load_model, use_threads
+from minisgl.executor.torch_runner import load_model, make_forward, use_threads
 from minisgl.models.config import ModelConfig
 
 _LOOK: Final = 1.0  # seconds between two looks at who the parent is
@@ -80,7 +81,7 @@ def _start(start: wire.Start) -> tuple[Rank, wire.Ready]:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         model = load_model(folder, described, config, group)
-    forward = Forward(model, described, config, group, start.depth)
+    forward = make_forward(model, described, config, group, start.depth)
     said = tuple(str(warning.message) for warning in told)
     return Rank(forward, group), wire.Ready(forward.page_bytes, forward.table_bytes, said)
 
@@ -88,9 +89,9 @@ def _start(start: wire.Start) -> tuple[Rank, wire.Ready]:
 class Rank:
     """What this process keeps: runners, and the contents and tables of snapshots, by number."""
 
-    def __init__(self, forward: Forward, group: Processes) -> None:
+    def __init__(self, forward: Forward | CudaForward, group: Processes) -> None:
         self.group = group
-        self._forwards: dict[int, Forward] = {0: forward}
+        self._forwards: dict[int, Forward | CudaForward] = {0: forward}
         self._contents: dict[int, Contents] = {}
         self._tables: dict[int, Tables] = {}
 
@@ -126,7 +127,7 @@ class Rank:
                 raise AssertionError(f"not expected now: {command!r}")
         return wire.Done()
 
-    def _compute(self, forward: Forward, command: wire.Launch) -> wire.Done:
+    def _compute(self, forward: Forward | CudaForward, command: wire.Launch) -> wire.Done:
         before = self.group.num_collectives
         outcome = forward.run(wire.unpack_batch(command.batch))
         count = self.group.num_collectives - before

@@ -118,6 +118,8 @@ class ModelConfig:
             self.num_heads,
             self.num_kv_heads,
             self.intermediate_size,
+            self.head_dim,
+            any(self.traits.windows),
         )
 
 
