@@ -141,6 +141,7 @@ class Film {
     this.mostRid = 0;
     this.longestSay = 0;
     this.hitCache = new Map();
+    this.occurs = new Set(); // of "zombie", "preempted", "abort", "error": what a legend must explain
   }
 
   columnsOf(name) {
@@ -305,6 +306,7 @@ class Film {
   }
 
   addRow(i, step, kind, start, length) {
+    if (kind === ZOMBIE) this.occurs.add("zombie");
     const r = this.requests, runs = this.runs, before = r.lastRun[i];
     if (before >= 0 && kind !== PREFILL && runs.kind[before] === kind && runs.last[before] === step - 1) {
       runs.last[before] = step;
@@ -332,7 +334,9 @@ class Film {
     if (sampled) r.lastSampled[i] = event;
     else r.lastMark[i] = event;
     if (kind === "admitted" && r.admitted[i] < 0) r.admitted[i] = step;
+    if (kind === "preempted") this.occurs.add(kind);
     if (kind === "finished") {
+      this.occurs.add(this.about.reasons[this.events.value[event]]);
       r.finish[i] = step;
       r.reason[i] = this.events.value[event];
     }
@@ -1390,8 +1394,6 @@ class Lanes extends View {
     }, this.inner);
     this.body.append(this.scroll);
     this.canvasEl = this.canvas(this.inner, 120);
-    this.explain([["wait", "waiting"], ["hit", "reused from the cache"], ["pre", "prefill"], ["dec", "decode"],
-      ["zombie", "result dropped"]]);
     this.listen(this.canvasEl, {
       ...this.gestures(() => this.axis, () => this.byTime ? this.app.film.usualStep * 2 : 4),
       hover: (x, y) => this.hover(x, y),
@@ -1445,7 +1447,7 @@ class Lanes extends View {
 
   update(moved) {
     const { app } = this, { film, k } = app, n = (this.list(), this.n), { films } = this;
-    this.rowHigh = this.paired ? (n <= 10 ? 30 : 24) : n <= 16 ? 19 : n <= 48 ? 15 : 12;
+    this.rowHigh = this.paired ? (n <= 10 ? 30 : 24) : n <= 8 ? 23 : n <= 16 ? 19 : n <= 48 ? 15 : 12;
     const want = n * this.rowHigh + 22, least = app.narrow ? 130 : app.live ? 324 : 226;
     const high = Math.max(least, Math.min(want, 22 + this.rowHigh * Math.floor(294 / this.rowHigh)));
     this.setHeight(this.canvasEl, high);
@@ -1465,6 +1467,12 @@ class Lanes extends View {
       const room = app.live ? Math.ceil((steps + 1) / 25) * 25 : Math.max(steps, 8);
       const at = Math.max(k, film.first) + 0.5;
       this.axis.follow(film.first, film.first + room, steps <= 200 ? Infinity : 160, at, moved);
+    }
+    const rare = [["zombie", "result dropped"], ["preempted", "preempted"], ["abort", "aborted"], ["error", "failed"]]
+      .filter(([key]) => films.some((each) => each.occurs.has(key)));
+    if (this.rare !== rare.join()) {
+      this.rare = rare.join();
+      this.explain([["wait", "waiting"], ["hit", "reused"], ["pre", "prefill"], ["dec", "decode"], ...rare]);
     }
     if (moved || this.selected !== app.selected) this.showActive(k);
     this.selected = app.selected;
@@ -2032,7 +2040,7 @@ class Step extends View {
     }
     const boxes = [];
     const chip = ([rid, n], on) => {
-      const input = h("input", { type: "checkbox", checked: on });
+      const input = h("input", { type: "checkbox", checked: on, onchange: () => able() });
       boxes.push([input, rid, n]);
       const title = on ? "leave out of the next batch" : "add to the next batch";
       return h("label.chip", { title }, input, `r${rid} +${num(n)}`);
@@ -2041,9 +2049,10 @@ class Step extends View {
       app.command("launch", {
         rows: boxes.filter(([input]) => input.checked).map(([, rid, n]) => [rid, n]), preempt: plan.preempt || [],
       }));
-    launch.disabled = !!busy || !plan.rows.length && !(plan.addable || []).length;
+    const able = () => (launch.disabled = !!busy || !boxes.some(([input]) => input.checked));
     const chips = plan.rows.map((row) => chip(row, true)).concat((plan.addable || []).map((row) => chip(row, false)));
     const victims = (plan.preempt || []).map((rid) => `r${rid} gives its pages back first`);
+    able();
     el.replaceChildren(title, h("span.planhint", { textContent: "what would be launched: leave out, or add" }), launch,
       h("div.chips", {}, ...chips),
       h("div.planwhy", { textContent: victims.concat(plan.refusals || []).join("\n") }));
@@ -3246,6 +3255,7 @@ class Inspector {
     const { film } = this;
     if (!film.count) return;
     k = clamp(Math.round(k), film.first, film.last);
+    this.local = null;
     if (k === this.k) return;
     this.asked ??= performance.now();
     this.session.cursor = k;
@@ -3515,6 +3525,7 @@ class Inspector {
     const told = status.message !== this.dismissed ? status.message : "";
     const notice = this.local ?? ((film.count && session.error) || told || "");
     this.message.hidden = !notice;
+    this.message.classList.toggle("msgl-fault", !!notice && (notice === this.failed || notice === session.error));
     if (notice && this.message.key !== notice) {
       this.message.key = notice;
       this.message.replaceChildren(h("span", { textContent: notice }), this.button("×", "dismiss", () => {
@@ -3612,7 +3623,7 @@ class Inspector {
   /** A command to the kernel; what it answers badly is shown. Returns the answer. */
   async command(what, more) {
     const runs = this.session.films.length, answer = await this.session.ask(what, more);
-    this.local = answer.error || null;
+    this.local = this.failed = answer.error || null;
     if (!answer.error && (what === "fork" || what === "skip") && this.session.films.length > runs)
       this.session.put("run", this.session.films.length - 1);
     this.draw();
