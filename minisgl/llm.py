@@ -161,7 +161,7 @@ def stream(engine: Engine, request: Request) -> Iterator[Piece]:
                 given = read
         rest = None
         if answer:
-            rest = answer.feed(request.text_ids[read:]) + answer.end(request.text_len)
+            rest = answer.end(request.text_ids[read:], request.text_len)
         yield Piece(rest, request.output[given:], request.finish)
     finally:
         _abort(engine, [request])

@@ -104,7 +104,7 @@ class Answers:
         self._open[rid] = _Open(began, answer)
         text = None
         if began.prompt is not None:
-            text = codec.decode(began.prompt) if codec else ""
+            text = b"".join(map(self._spell, began.prompt)).decode(errors="replace")
         return Opened(rid, began.prompt_len, text)
 
     def _piece(self, rid: int, request: _Open) -> Piece:
@@ -116,8 +116,7 @@ class Answers:
     def _last(self, request: _Open, over: Over) -> Piece:
         tokens, text = request.tokens, ""
         if request.answer:
-            text = request.answer.feed(tokens[:-1] if over.stopped else tokens)
-            text += request.answer.end(over.text_len)
+            text = request.answer.end(tokens[:-1] if over.stopped else tokens, over.text_len)
         return Piece(over.rid, text, len(tokens), tuple(request.scores), over)
 
     def _echo(self, request: _Open, scores: tuple[Score | None, ...]) -> Echo:

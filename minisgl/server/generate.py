@@ -43,7 +43,6 @@ from minisgl.message.records import (
     Token,
 )
 from minisgl.message.wire import Inbox, Outbox
-from minisgl.models.hub import locate
 from minisgl.server.links import Links
 from minisgl.server.stage import Report, plain
 from minisgl.trace.record import Limits, Recorder
@@ -73,6 +72,8 @@ class Generation:
 
     def __call__(self, links: Links, report: Report) -> None:
         """Report the model's folder, load it, and run until a ``Stop`` has passed."""
+        from minisgl.models.hub import locate  # imports torch, which the API can do without
+
         report(LOCATED + str(locate(self.model)))
         inbox: Inbox[Any] = Inbox(links.engine, ToEngine)
         out: Outbox[Any] = Outbox(links.detokenizer)

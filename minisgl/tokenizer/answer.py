@@ -26,7 +26,7 @@ class Answer:
         self._given += ready
         return piece
 
-    def end(self, text_len: int | None = None) -> str:
-        """The rest: no further tokens follow. text_len: where a stop string cut the text off."""
-        rest = self._held + self._stream.flush()
+    def end(self, ids: Iterable[int] = (), text_len: int | None = None) -> str:
+        """The rest, with these last tokens. text_len: where a stop string cut the text off."""
+        rest = self._held + self._stream.feed(ids) + self._stream.flush()
         return rest if text_len is None else rest[: text_len - self._given]
