@@ -41,7 +41,7 @@ def main(handle: int, parent: int) -> None:
     except Exception as error:
         with suppress(BrokenPipeError):
             pipe.send_bytes(wire.pack(_failure(error, 0)))
-        return
+        os._exit(1)
     with suppress(BrokenPipeError):  # the engine is gone, and so will this process be
         pipe.send_bytes(wire.pack(ready))
         while not isinstance(command := inbox.get(), wire.Close):

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import minisgl
 from minisgl import SamplingParams
@@ -35,18 +37,17 @@ SIZES: dict[str, Any] = dict(tp=2, num_pages=64, page_size=16)
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """No process, no thread, and no file to meet in."""
-    processes, threads, files = children_of(os.getpid()), threading.active_count(), lasting()
+    processes, files = children_of(os.getpid()), meetings()
     yield
     wait_until_ended(children_of(os.getpid()) - processes)
-    deadline = time.monotonic() + 5
-    while threading.active_count() > threads and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert threading.active_count() <= threads
-    assert lasting() <= files
+    for thread in threading.enumerate():
+        if thread.name == "minisgl-ranks":
+            thread.join(5)
+            assert not thread.is_alive()
+    assert meetings() <= files
 
 
-def lasting() -> set[Path]:
-    """What would outlive a process."""
+def meetings() -> set[Path]:
     return set(Path(tempfile.gettempdir()).glob("minisgl-ranks-*"))
 
 
@@ -132,6 +133,10 @@ other = minisgl.load("tiny", tp=2, num_pages=64)
 pids = [worker.pid for worker in (*engine.workers, *other.workers)]
 assert len(set(pids)) == 4
 one, two = engine.add([5, 6, 7], LONG), other.add([5, 6, 7], LONG)
+engine.step()
+if os.fork() == 0:
+    sys.exit()  # a forked process that ends takes no worker with it
+os.wait()
 say("ready")
 came = 0
 while not two.finish:
@@ -247,6 +252,20 @@ def test_an_interrupt_while_loading_leaves_no_process() -> None:
             workers = children_of(running.pid)
             os.killpg(running.pid, signal.SIGINT)
             wait_until_ended(workers | {running.pid})
+
+
+@pytest.mark.slow
+def test_what_a_worker_warns_of_while_loading_is_said_here_and_once(tmp_path: Path) -> None:
+    for file in checkpoint("qwen3").folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "spare": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        minisgl.load(tmp_path, tp=2, num_pages=64).close()
+    assert [str(one.message) for one in said if "does not use 1 of" in str(one.message)] == [
+        f"{tmp_path}: the model does not use 1 of its {len(tensors) + 1} weights: spare"
+    ]
 
 
 def test_a_worker_that_cannot_begin_says_why_and_is_named(tmp_path: Path) -> None:
