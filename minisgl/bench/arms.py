@@ -62,7 +62,8 @@ def turns(arms: Sequence[Arm], repeats: int) -> Iterator[tuple[int, Arm]]:
 
 
 def identity(config: EngineConfig) -> dict[str, str]:
-    """A configuration as text, the same in every session. Of a function, its name and its code."""
+    """A configuration as text, the same in every session. Of a function, its name, its code, and
+    the values that it closes over or has as defaults."""
     return {option.name: _identity(getattr(config, option.name)) for option in fields(EngineConfig)}
 
 
@@ -76,7 +77,9 @@ def _identity(value: Any) -> str:
     if code is None:
         return repr(value) if not callable(value) else f"{value.__module__}.{value.__qualname__}"
     consts = [const for const in code.co_consts if not hasattr(const, "co_code")]
-    text = repr((code.co_code, code.co_names, consts))
+    around = [cell.cell_contents for cell in value.__closure__ or ()]
+    given = [*around, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    text = repr((code.co_code, code.co_names, consts, list(map(_identity, given))))
     return f"{value.__qualname__} {sha256(text.encode()).hexdigest()[:16]}"
 
 

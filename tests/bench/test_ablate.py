@@ -17,7 +17,7 @@ import pytest
 
 from minisgl.bench.ablate import ablate
 from minisgl.bench.ablation import Ablation
-from minisgl.bench.arms import arms
+from minisgl.bench.arms import arms, identity
 from minisgl.bench.drive import METRICS, Driver, Run, Served, drive
 from minisgl.bench.workload import Workload
 from minisgl.config import EngineConfig
@@ -25,7 +25,7 @@ from minisgl.core import Plan, StepRecord
 from minisgl.engine.engine import Engine
 from minisgl.engine.prompt import Prompt
 from minisgl.scheduler.ledger import Ledger
-from minisgl.scheduler.policy import find_policy
+from minisgl.scheduler.policy import Policy, find_policy, prefill_first
 
 WORK = Workload.synthetic("few_shot", 6, shot_len=20, output_len=(2, 5))
 HASH = EngineConfig(runner="hash", num_pages=200)
@@ -461,3 +461,14 @@ def test_progress_is_shown_where_asked(capfd: pytest.CaptureFixture[str]) -> Non
     assert capfd.readouterr().err == ""
     measure(CACHE, repeats=1, progress=True)
     assert "4/4" in capfd.readouterr().err
+
+
+def test_policies_of_one_factory_are_told_apart() -> None:
+    def made(limit: int) -> Policy:
+        def policy(ledger: Ledger, most: int = 2 * limit) -> Plan:
+            return prefill_first(ledger) if ledger.tokens_left > limit * most else Plan()
+
+        return policy
+
+    names = [identity(EngineConfig(policy=made(limit)))["policy"] for limit in (1, 1, 2)]
+    assert names[0] == names[1] != names[2]
