@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-from minisgl.bench import host, screen, work
+from minisgl.bench import gpu, host, screen, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
 from minisgl.bench.recording import recording
@@ -217,6 +217,7 @@ PARTS: Final[dict[str, Callable[[bool], Iterator[Line]]]] = {
     "host": host_cost,
     "toggles": toggles,
     "inspector": inspector,
+    "gpu": gpu.lines,
 }
 
 

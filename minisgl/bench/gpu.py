@@ -1,0 +1,456 @@
+"""One GPU: decode steps against what the memory allows, and the reference's offline benchmark.
+
+Checkpoints of Qwen3's shapes with seeded random weights are made where this runs, and every engine
+computes the same requests, one engine after the other. Another engine takes part through the
+environment: ``MINISGL_BENCH_ENGINE`` is a command that is run with two more words, the checkpoint's
+folder and a JSON file {"requests": [[prompt ids], number of tokens], ...}; it prints as its last
+line a JSON object {"name": ..., "tokens": ..., "seconds": ...}, model loading left out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from statistics import median, quantiles
+from time import perf_counter
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from minisgl.bench.work import LARGE, Asked, Work, equal
+from minisgl.build import load
+from minisgl.core import SamplingParams, StepRecord
+from minisgl.engine.engine import Engine
+
+Line = dict[str, Any]
+SHAPES: Final[dict[str, dict[str, Any]]] = {
+    "0.6B": LARGE,
+    "8B": dict(
+        vocab_size=151_936,
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+    ),
+    "14B": dict(
+        vocab_size=151_936,
+        hidden_size=5120,
+        intermediate_size=17_408,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        num_key_value_heads=8,
+        head_dim=128,
+    ),
+}
+_TIED: Final = {"0.6B"}
+_CONTEXT: Final = 480  # a decode step's prompts; 64 steps later it is 544
+
+
+class Gpu(NamedTuple):
+    """What this GPU does at best, measured."""
+
+    bandwidth: float  # bytes per second that a copy reads and writes
+    products: float  # bf16 multiplications and additions per second
+
+
+def measured() -> Gpu:
+    """A copy of 4 GiB and a bf16 product of 8192 cubed: medians of 10."""
+    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
+    copy, product = _timed(lambda: target.copy_(source)), _timed(lambda: a @ b)
+    return Gpu(2 * source.nbytes / copy, 2 * 8192**3 / product)
+
+
+def _timed(call: Callable[[], object], repeats: int = 10) -> float:
+    times = list[float]()
+    for _ in range(repeats + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e-3)
+    return median(times[2:])
+
+
+def write(name: str, folder: Path) -> Path:
+    """The checkpoint of that shape, bfloat16, always the same, made on the GPU."""
+    from safetensors.torch import save_file
+
+    shape = SHAPES[name]
+    hidden, dim = shape["hidden_size"], shape["head_dim"]
+    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
+    inner, vocab = shape["intermediate_size"], shape["vocab_size"]
+    folder.mkdir(parents=True)
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def some(*size: int) -> torch.Tensor:
+        x = torch.empty(size, dtype=torch.bfloat16, device="cuda")
+        return x.normal_(0, 0.02, generator=generator).cpu()
+
+    where: dict[str, str] = {}
+
+    def save(number: int, tensors: dict[str, torch.Tensor]) -> None:
+        file = f"model-{number:05d}.safetensors"
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(tensors, file))
+
+    outside = {"model.embed_tokens.weight": some(vocab, hidden)}
+    outside["model.norm.weight"] = torch.ones(hidden).bfloat16()
+    if name not in _TIED:
+        outside["lm_head.weight"] = some(vocab, hidden)
+    save(0, outside)
+    for layer in range(shape["num_hidden_layers"]):
+        at = f"model.layers.{layer}."
+        each = {
+            "self_attn.q_proj": (q, hidden),
+            "self_attn.k_proj": (kv, hidden),
+            "self_attn.v_proj": (kv, hidden),
+            "self_attn.o_proj": (hidden, q),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+        norms |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
+        tensors = {f"{at}{part}.weight": some(*size) for part, size in each.items()}
+        tensors |= {f"{at}{n}.weight": torch.ones(size).bfloat16() for n, size in norms.items()}
+        save(layer + 1, tensors)
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = shape | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "max_position_embeddings": 4096,
+        "rope_theta": 1_000_000,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": name in _TIED,
+        "torch_dtype": "bfloat16",
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "eos_token_id": 0,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def offline(seed: int = 0, count: int = 256) -> Work:
+    """The reference's offline benchmark: input and output lengths uniform in 100 to 1024."""
+    random = Random(seed)
+    prompts = [
+        [random.randint(0, 10_000) for _ in range(random.randint(100, 1024))] for _ in range(count)
+    ]
+    return Work(f"{count} requests", tuple(Asked(p, random.randint(100, 1024)) for p in prompts))
+
+
+def step_limit(name: str, rows: int, positions: int, gpu: Gpu) -> float:
+    """Seconds that a decode step takes at least: weights and keys read once, products computed.
+
+    positions: of all rows' contexts together.
+    """
+    shape = SHAPES[name]
+    hidden, dim = shape["hidden_size"], shape["head_dim"]
+    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
+    layer = hidden * (2 * q + 2 * kv + 3 * shape["intermediate_size"])
+    weights = shape["num_hidden_layers"] * layer + shape["vocab_size"] * hidden
+    keys = shape["num_hidden_layers"] * 2 * kv * positions
+    seconds: float = max(2 * (weights + keys) / gpu.bandwidth, 2 * weights * rows / gpu.products)
+    return seconds
+
+
+def offline_limit(name: str, work: Work, gpu: Gpu) -> float:
+    """Seconds that the offline benchmark takes at least: prompts at the rate of products, then one
+    decode step after the other, all requests beginning together."""
+    shape = SHAPES[name]
+    hidden, dim = shape["hidden_size"], shape["head_dim"]
+    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
+    layer = hidden * (2 * q + 2 * kv + 3 * shape["intermediate_size"])
+    prompts = sum(len(asked.prompt) for asked in work.requests)
+    seconds: float = 2 * prompts * shape["num_hidden_layers"] * layer / gpu.products
+    for step in range(1, max(asked.num_tokens for asked in work.requests)):
+        running = [asked for asked in work.requests if asked.num_tokens > step]
+        positions = sum(len(asked.prompt) + step for asked in running)
+        seconds += step_limit(name, len(running), positions, gpu)
+    return seconds
+
+
+def engine_for(folder: Path, **toggles: Any) -> Engine:
+    """Ours, with room for 256 sequences of 2048."""
+    sizes: dict[str, Any] = dict(max_running=256, max_seq_len=2048, record=False, device="cuda")
+    sizes["num_pages"] = 256 * 1056 // 16 * 2
+    return load(folder, **sizes | toggles)
+
+
+def warm_up(engine: Engine, most: int = 256) -> None:
+    """Compile and capture all that a run may need: every graph, and prompts of several lengths."""
+    random = Random(1)
+    for i in range(most):
+        ids = [random.randrange(5, 10_000) for _ in range(40)]
+        engine.add(ids, SamplingParams(max_tokens=3 + 2 * (i // 4), ignore_eos=True))
+    engine.run()
+    for i in range(8):
+        ids = [random.randrange(5, 10_000) for _ in range(900 + i)]
+        engine.add(ids, SamplingParams(max_tokens=2, ignore_eos=True))
+    engine.run()
+
+
+class Steps(NamedTuple):
+    """Decode steps of one batch: seconds, the median with the first and the last decile."""
+
+    wall: float  # from one collected step to the next
+    low: float
+    high: float
+    device: float  # as the device measured it
+    host: float  # plan, commit, launch and apply
+    hidden: float  # the share of the host's work that ran while the device computed
+
+
+def decode(engine: Engine, rows: int, steps: int = 64, seed: int = 0) -> Steps:
+    """So many requests decode together, at a context of about 512."""
+    work = equal(seed + rows, rows, _CONTEXT, steps + 8, 10_000)
+    for asked in work.requests:
+        engine.add(asked.prompt, SamplingParams(max_tokens=asked.num_tokens, ignore_eos=True))
+    records, times = list[StepRecord](), list[float]()
+    for record in engine.steps():
+        records.append(record)
+        times.append(perf_counter())
+    full = [
+        i
+        for i, record in enumerate(records)
+        if len(record.batch.rows) == rows and all(row.length == 1 for row in record.batch.rows)
+    ][4:-2]
+    wall = [times[i] - times[i - 1] for i in full]
+    device, host, hidden = list[float](), list[float](), 0.0
+    lanes = [span for i in full for span in records[i].spans if span.lane == "device"]
+    for i in full:
+        spans = records[i].spans
+        device += [span.end - span.start for span in spans if span.lane == "device"]
+        mine = [span for span in spans if span.lane == "host" and span.name != "wait"]
+        host.append(sum(span.end - span.start for span in mine))
+        for span in mine:
+            near = (d for d in lanes if d.end > span.start and d.start < span.end)
+            hidden += sum(min(span.end, d.end) - max(span.start, d.start) for d in near)
+    deciles = quantiles(wall, n=10)
+    share = hidden / sum(host)
+    return Steps(median(wall), deciles[0], deciles[-1], median(device), median(host), share)
+
+
+def run_offline(engine: Engine, work: Work) -> tuple[float, list[StepRecord]]:
+    """Seconds from the first request added to the last token."""
+    records = list[StepRecord]()
+    torch.cuda.synchronize()
+    start = perf_counter()
+    for asked in work.requests:
+        engine.add(asked.prompt, SamplingParams(max_tokens=asked.num_tokens, ignore_eos=True))
+    while record := engine.step():
+        records.append(record)
+    return perf_counter() - start, records
+
+
+def kernels_of(engine: Engine, rows: int, top: int = 12) -> Iterator[Line]:
+    """Where a decode step's time goes: the kernels of 8 steps, by their share."""
+    from torch.profiler import ProfilerActivity, profile
+
+    work = equal(97 + rows, rows, _CONTEXT, 40, 10_000)
+    for asked in work.requests:
+        engine.add(asked.prompt, SamplingParams(max_tokens=asked.num_tokens, ignore_eos=True))
+    engine.run(until=lambda record: all(row.length == 1 for row in record.batch.rows))
+    engine.run(max_steps=8)
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        engine.run(max_steps=8)
+        torch.cuda.synchronize()
+    engine.run()
+    events = [event for event in seen.key_averages() if event.self_device_time_total > 0]
+    total = sum(event.self_device_time_total for event in events)
+    yield {"what": f"kernels, batch {rows}", "ms per step": total / 8e3, "kinds": len(events)}
+    events.sort(key=lambda event: -event.self_device_time_total)
+    for event in events[:top]:
+        yield {
+            "kernel": event.key[:90],
+            "us each": event.self_device_time_total / event.count,
+            "a step": event.count / 8,
+            "share": event.self_device_time_total / total,
+        }
+
+
+def transformers_steps(folder: Path, sizes: Sequence[int], steps: int = 24) -> Iterator[Line]:
+    """What transformers needs for the same decode steps, in bfloat16, attention by SDPA."""
+    from transformers import AutoModelForCausalLM
+
+    made: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = made.to("cuda").eval()
+    for rows in sizes:
+        work = equal(rows, rows, _CONTEXT, steps, 10_000)
+        ids = torch.tensor([asked.prompt for asked in work.requests], device="cuda")
+        times = []
+        with torch.inference_mode():
+            said = model(ids, use_cache=True, logits_to_keep=1)
+            for _ in range(steps):
+                torch.cuda.synchronize()
+                start = perf_counter()
+                token = said.logits[:, -1].argmax(-1, keepdim=True)
+                said = model(token, past_key_values=said.past_key_values, use_cache=True)
+                torch.cuda.synchronize()
+                times.append(perf_counter() - start)
+        yield {"side": "transformers", "batch": rows, "ms per step": median(times[4:]) * 1e3}
+        del said
+    del model, made
+    _forget()
+
+
+def external(folder: Path, work: Work) -> Iterator[Line]:
+    """The engine that the environment names, on the same requests."""
+    command = os.environ.get("MINISGL_BENCH_ENGINE")
+    if not command:
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary) / "work.json"
+        requests = [[asked.prompt, asked.num_tokens] for asked in work.requests]
+        file.write_text(json.dumps({"requests": requests}))
+        words = [*shlex.split(command), str(folder), str(file)]
+        done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        yield {"note": f"{command} failed: {done.stderr.strip().splitlines()[-1:]}"}
+        return
+    said = json.loads(done.stdout.strip().splitlines()[-1])
+    yield {"side": said["name"], "tokens per second": said["tokens"] / said["seconds"]}
+
+
+def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) -> Iterator[Line]:
+    """All that is measured of one shape, ours first."""
+    sizes = (1, 16, 64, 256)
+    with engine_for(folder, **toggles) as engine:
+        config = engine.config
+        yield {
+            "model": name,
+            "attention": config.attention,
+            "kernels": config.kernels,
+            "cuda_graph": config.cuda_graph,
+            "pages": config.num_pages,
+        }
+        start = perf_counter()
+        warm_up(engine)
+        yield {"what": "warm-up", "seconds": perf_counter() - start}
+        for rows in sizes:
+            took = decode(engine, rows)
+            limit = step_limit(name, rows, rows * (_CONTEXT + 40), gpu)
+            yield {"model": name, "batch": rows} | _said(took, limit)
+        for rows in (1, 64) if quick else sizes:
+            yield from kernels_of(engine, rows)
+        work = offline()
+        least = offline_limit(name, work, gpu)
+        for round_ in range(1 if quick else 3):
+            seconds, records = run_offline(engine, offline(round_))
+            work = offline(round_)
+            least = offline_limit(name, work, gpu)
+            yield {
+                "model": name,
+                "what": "offline benchmark",
+                "tokens": work.num_tokens,
+                "seconds": seconds,
+                "tokens per second": work.num_tokens / seconds,
+                "limit": work.num_tokens / least,
+                "of limit": least / seconds,
+                "steps": len(records),
+            }
+    _forget()
+
+
+def toggle_lines(name: str, folder: Path, gpu: Gpu, quick: bool) -> Iterator[Line]:
+    """Overlap, graphs, recording and attention backends, in turn: ms per step and ratios."""
+    base: dict[str, Any] = {}
+    arms: dict[str, dict[str, Any]] = {
+        "base": base,
+        "overlap off": {"overlap": False},
+        "graph off": {"cuda_graph": False},
+        "recording on": {"record": True},
+        "kernels torch": {"kernels": "torch"},
+        "flashinfer": {"attention": "flashinfer"},
+        "fa3,flashinfer": {"attention": "fa3,flashinfer"},
+        "triton": {"attention": "triton"},
+    }
+    sizes, pages = (1, 64, 256), 256 * 40
+    took: dict[str, dict[int, list[Steps]]] = {arm: {n: [] for n in sizes} for arm in arms}
+    engines = {arm: engine_for(folder, num_pages=pages, **changes) for arm, changes in arms.items()}
+    for engine in engines.values():
+        for rows in sizes:
+            decode(engine, rows, 12)
+    for round_ in range(2 if quick else 5):
+        for arm, engine in engines.items():
+            for rows in sizes:
+                took[arm][rows].append(decode(engine, rows, 40, 1000 * round_))
+    for arm, by_size in took.items():
+        for rows, each in by_size.items():
+            ratios = [
+                this.wall / other.wall for this, other in zip(each, took["base"][rows], strict=True)
+            ]
+            yield {
+                "model": name,
+                "arm": arm,
+                "batch": rows,
+                "ms per step": median(s.wall for s in each) * 1e3,
+                "device ms": median(s.device for s in each) * 1e3,
+                "host ms": median(s.host for s in each) * 1e3,
+                "hidden": median(s.hidden for s in each),
+                "to base": median(ratios),
+                "from": min(ratios),
+                "to": max(ratios),
+            }
+    for engine in engines.values():
+        engine.close()
+    _forget()
+
+
+def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterator[Line]:
+    """Everything, one shape after the other. Takes minutes, and disk for the largest checkpoint."""
+    if not torch.cuda.is_available():
+        yield {"note": "left out: needs an NVIDIA GPU; torch sees none here"}
+        return
+    gpu = measured()
+    _forget()
+    yield {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "copy TB/s": gpu.bandwidth / 1e12,
+        "bf16 TFLOP/s": gpu.products / 1e12,
+    }
+    for name in shapes:
+        with tempfile.TemporaryDirectory() as temporary:
+            start = perf_counter()
+            folder = write(name, Path(temporary) / name)
+            yield {"what": f"checkpoint {name} written", "seconds": perf_counter() - start}
+            yield from shape_lines(name, folder, gpu, quick)
+            if name == "0.6B":
+                yield from toggle_lines(name, folder, gpu, quick)
+            yield from islice(transformers_steps(folder, (1, 16, 64)), 3)
+            yield from external(folder, offline())
+
+
+def _said(took: Steps, limit: float) -> Line:
+    return {
+        "ms per step": took.wall * 1e3,
+        "decile": took.low * 1e3,
+        "to": took.high * 1e3,
+        "device ms": took.device * 1e3,
+        "host ms": took.host * 1e3,
+        "hidden": took.hidden,
+        "limit ms": limit * 1e3,
+        "of limit": limit / took.wall,
+    }
+
+
+def _forget() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
