@@ -21,11 +21,12 @@ from minisgl.trace import Trace
 CHROMIUMS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PAINT, MOVE = 1000.0, 50.0  # milliseconds that a first paint and a cursor move may take
 _ROOT: Final = "document.querySelector('#inspector > *')"
-# Moves the cursor and waits until the next frame has been drawn.
+# Moves the cursor as its slider does, and waits until the next frame has been drawn.
 _MOVED: Final = """async (k) => {
-  const root = document.querySelector('#inspector > *');
+  const slider = document.querySelector('#inspector input[type=range]');
   const began = performance.now();
-  root.minisgl.view(k);
+  slider.value = k;
+  slider.dispatchEvent(new Event('input'));
   await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
   return performance.now() - began;
 }"""
