@@ -10,6 +10,7 @@ transformers' Qwen3ForCausalLM, float32 unless said.
 import argparse
 import copy
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast, get_args
@@ -151,13 +152,54 @@ def percentiles(values: list[float]) -> list[float]:
     return [ordered[min(len(ordered) - 1, int(p / 100 * len(ordered)))] for p in PERCENTILES]
 
 
+class Measured(NamedTuple):
+    """What a checkpoint made of held-out prompts of one skill, each list in the prompts' order."""
+
+    skill: str
+    cases: list[Prompt]
+    ids: list[list[int]]  # of the prompts
+    written: list[Written]
+    texts: list[str]  # what was written, special tokens included
+
+    @property
+    def right(self) -> int:
+        """How many texts equal the right answer and stop."""
+        pairs = zip(self.texts, self.cases, strict=True)
+        return sum(text == case.answer + case.end for text, case in pairs)
+
+    def stopped(self, ends: set[int]) -> int:
+        """How many ended with one of these tokens rather than at the limit."""
+        return sum(w.tokens[-1] in ends for w in self.written)
+
+    @property
+    def gaps(self) -> list[float]:
+        """The gap of every step."""
+        return [gap for w in self.written for gap in w.gaps]
+
+
+def ends_of(tokenizer: Any) -> set[int]:
+    """The tokens that end an answer or a story."""
+    return set(tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END]))
+
+
+def measure(tokenizer: Any, model: Any, skill: str, n: int, seed: int = 1) -> Measured:
+    """Let a checkpoint answer n prompts of a skill, as ``prompts`` names it; 320 tokens at most."""
+    cases = prompts(tokenizer, skill, n, seed)
+    ids = [tokenizer(c.text, add_special_tokens=False)["input_ids"] for c in cases]
+    written = greedy(model, ids, ends_of(tokenizer), 320)
+    plain = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    return Measured(
+        skill, cases, ids, written, [tokenizer.decode(w.tokens, **plain) for w in written]
+    )
+
+
 def accuracy(
     tokenizer: Any, model: Any, names: Sequence[str], n: int
 ) -> tuple[list[str], dict[str, list[list[int]]]]:
     """Lines of the accuracy and gap table, and the prompts' tokens by skill. Prints two wrong
     answers a skill.
     """
-    ends = set(tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END]))
+    ends = ends_of(tokenizer)
     lines = [
         "| skill | prompts | right | stopped | mean prompt (tokens) | gap min | 0.1 % | 1 % | "
         "5 % | 50 % |",
@@ -166,28 +208,18 @@ def accuracy(
     encoded: dict[str, list[list[int]]] = {}
     every: list[float] = []
     for name in names:
-        cases = prompts(tokenizer, name, n)
-        ids = [tokenizer(c.text, add_special_tokens=False)["input_ids"] for c in cases]
-        written = greedy(model, ids, ends, 320)
-        right = stopped = shown = 0
-        for case, w in zip(cases, written, strict=True):
-            stops = w.tokens[-1] in ends
-            text = tokenizer.decode(
-                w.tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        found = measure(tokenizer, model, name, n)
+        pairs = zip(found.cases, found.texts, strict=True)
+        wrong = ((case, text) for case, text in pairs if text != case.answer + case.end)
+        for case, text in islice(wrong, 2):
+            print(
+                f"wrong, {name}: ...{case.text[-120:]!r}\n  wrote {text!r}\n  right {case.answer!r}"
             )
-            good = text == case.answer + case.end
-            right, stopped = right + good, stopped + stops
-            if not good and shown < 2:
-                shown += 1
-                print(
-                    f"wrong, {name}: ...{case.text[-120:]!r}\n  wrote {text!r}\n  right "
-                    f"{case.answer!r}"
-                )
-        gaps = [g for w in written for g in w.gaps]
-        every += gaps
-        encoded[name] = ids
-        mean = sum(map(len, ids)) / len(ids)
-        lines.append(_row(name, len(cases), right / n, stopped / n, mean, gaps))
+        every += found.gaps
+        encoded[name] = found.ids
+        mean = sum(map(len, found.ids)) / len(found.ids)
+        right, stopped = found.right / n, found.stopped(ends) / n
+        lines.append(_row(name, len(found.cases), right, stopped, mean, found.gaps))
     lines.append(
         f"| all, {len(every)} steps | | | | | "
         + " | ".join(f"{g:.2f}" for g in percentiles(every))
@@ -230,8 +262,7 @@ def main() -> None:
     names = ["plain", *SKILLS, *(f"{k}-{w}" for k in LONG_KINDS for w in LONG)]
     lines, encoded = accuracy(tokenizer, model, names, args.n)
     print("\n" + "\n".join(lines) + "\n", flush=True)
-    ends = set(tokenizer.convert_tokens_to_ids([END_OF_TEXT, IM_END]))
-    print("\n".join(agreement(model, ends, encoded)), flush=True)
+    print("\n".join(agreement(model, ends_of(tokenizer), encoded)), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -57,15 +57,23 @@ class Batch(NamedTuple):
 class Batches(Dataset[Batch]):
     """Batch `i` of the training text, of about `tokens` tokens; a function of (seed, i)."""
 
-    def __init__(self, tokenizer: "Tokenizer", seed: int, tokens: int, count: int) -> None:
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        seed: int,
+        tokens: int,
+        count: int,
+        buckets: Sequence[Bucket] = BUCKETS,
+    ) -> None:
         self.tokenizer, self.seed, self.tokens, self.count = tokenizer, seed, tokens, count
+        self.buckets = buckets
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Batch:
         rng = Random(f"{self.seed}:{index}")
-        bucket = rng.choices(BUCKETS, [b.percent for b in BUCKETS])[0]
+        bucket = rng.choices(self.buckets, [b.percent for b in self.buckets])[0]
         rows = max(1, self.tokens // bucket.length)
         ids = torch.zeros(rows, bucket.length, dtype=torch.int16)
         learn = torch.zeros(rows, bucket.length, dtype=torch.bool)
@@ -131,6 +139,53 @@ def flatten(model: nn.Module) -> Tensor:
     return flat
 
 
+class Learner:
+    """A model under training, in place: its weights and its optimizer. One batch at a time."""
+
+    def __init__(self, model: Any, fused: bool = False) -> None:
+        self.model, self.flat = model, flatten(model)
+        self.params = list(model.parameters())
+        decay = [p for p in self.params if p.ndim == 2]
+        rest = [p for p in self.params if p.ndim < 2]
+        groups = [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-10, fused=fused)
+
+    def learn(
+        self, batch: Batch, rate: float, change: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """Take one step at this learning rate and return the loss before it.
+
+        change: what the loss sees of the linear weights; gradients pass straight through.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        kept = self.flat.clone() if change is not None else None
+        if change is not None:
+            self.flat.copy_(change(self.flat))
+        device = batch.ids.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = forward(self.model, batch)
+        loss.backward()
+        if kept is not None:
+            self.flat.copy_(kept)
+        nn.utils.clip_grad_norm_(self.params, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+
+def losses(
+    tokenizer: "Tokenizer", steps: int, seed: int = 0, tokens: int = 1024, rate: float = 1e-3
+) -> Iterator[float]:
+    """The loss (nats) of each of a few steps on the CPU, from random weights, on short documents:
+    to see the training begin. tokens: of one step.
+    """
+    learner = Learner(new_model(seed))
+    data = Batches(tokenizer, seed, tokens, steps, BUCKETS[:1])
+    for step in range(steps):
+        yield learner.learn(data[step], rate * min(1.0, (step + 1) / 8)).item()
+
+
 def _loader(data: Batches, workers: int, device: str) -> Iterator[Batch]:
     loader: DataLoader[Batch] = DataLoader(
         data,
@@ -160,18 +215,8 @@ def train(args: argparse.Namespace) -> None:
     device: str = args.device
     torch.set_float32_matmul_precision("high")
     model = new_model(args.seed).to(device)
-    flat = flatten(model)
-    params = list(model.parameters())
-    print(f"model: {sum(p.numel() for p in params)} parameters", flush=True)
-    decay = [p for p in params if p.ndim == 2]
-    rest = [p for p in params if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}],
-        lr=args.rate,
-        betas=(0.9, 0.98),
-        eps=1e-10,
-        fused=device == "cuda",
-    )
+    learner = Learner(model, fused=device == "cuda")
+    print(f"model: {sum(p.numel() for p in learner.params)} parameters", flush=True)
     if device == "cuda":
         for layer in model.model.layers:
             layer.compile(dynamic=False)
@@ -184,28 +229,10 @@ def train(args: argparse.Namespace) -> None:
         done = max(step / args.steps if args.steps else 0.0, (now - begin) / 60 / args.minutes)
         if done >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = (
-                args.rate * min(1.0, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * done))
-            )
-        mode = dice.random() if done > 0.4 else 0.0
-        kept = flat.clone() if mode > 0.25 else None
-        if kept is not None:
-            flat.copy_(
-                round_int4(flat, dice.choice((32, 64, 128)))
-                if mode > 0.6
-                else shake_int4(flat, 128)
-            )
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = forward(model, batch)
-        loss.backward()
-        if kept is not None:
-            flat.copy_(kept)
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        rate = args.rate * min(1.0, (step + 1) / 300) * (0.5 + 0.5 * math.cos(math.pi * done))
+        loss = learner.learn(batch, rate, _rounding(dice) if done > 0.4 else None)
         seen += batch.ids.numel()
-        loss_sum += loss.detach()
+        loss_sum += loss
         loss_count += 1
         if now - told > 15 or step in (10, 100):
             told = now
@@ -224,6 +251,17 @@ def train(args: argparse.Namespace) -> None:
         f"all",
         flush=True,
     )
+
+
+def _rounding(dice: Random) -> Callable[[Tensor], Tensor] | None:
+    """How weights are seen in one of the later steps: exactly, shaken, or rounded."""
+    mode = dice.random()
+    if mode <= 0.25:
+        return None
+    if mode <= 0.6:
+        return lambda flat: shake_int4(flat, 128)
+    group = dice.choice((32, 64, 128))
+    return lambda flat: round_int4(flat, group)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """The shipped checkpoint: small, readable, right on held-out prompts, and it stops by itself."""
 
+import math
 import os
+from argparse import Namespace
 from pathlib import Path
 from random import Random
 
@@ -8,11 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
-from minisgl.tiny import evaluate, path
+from minisgl.tiny import card, evaluate, path
+from minisgl.tiny.checkpoint import CONFIG, new_model
 from minisgl.tiny.generate import IM_END, chat, messages, segments
 from minisgl.tiny.rounding import round_int4
 from minisgl.tiny.skills import SKILLS
+from minisgl.tiny.train import BUCKETS, Batches, Learner, forward, losses, train
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,12 @@ def tiny():
     torch.set_num_threads(1)
     yield evaluate.load(path())
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def learnt() -> Tokenizer:
+    """The shipped tokenizer as training uses it."""
+    return Tokenizer.from_file(str(path() / "tokenizer.json"))
 
 
 def test_the_checkpoint_takes_at_most_eight_megabytes():
@@ -43,8 +54,6 @@ def test_it_is_a_qwen3_of_float16_weights_with_a_tied_output(tiny):
 @settings(max_examples=200, deadline=None)
 @given(st.text())
 def test_any_text_comes_back_from_the_tokenizer(text):
-    from tokenizers import Tokenizer
-
     tokenizer = Tokenizer.from_file(str(path() / "tokenizer.json"))
     for token in tokenizer.get_added_tokens_decoder().values():
         text = text.replace(token.content, "")
@@ -85,10 +94,6 @@ def test_int4_weights_hold_sixteen_values_in_a_group():
 
 
 def test_training_runs_on_a_cpu(tmp_path: Path):
-    from argparse import Namespace
-
-    from minisgl.tiny.train import train
-
     train(
         Namespace(
             out=tmp_path,
@@ -105,6 +110,47 @@ def test_training_runs_on_a_cpu(tmp_path: Path):
     tokenizer, model = evaluate.load(tmp_path)
     assert tokenizer.convert_tokens_to_ids(IM_END) == 2
     assert evaluate.greedy(model, [[5, 6, 7]], {0, 2}, 4)[0].tokens
+
+
+def test_the_loss_falls_in_the_first_steps_and_is_the_same_again(learnt):
+    some = list(losses(learnt, 6, tokens=256))
+    assert some[0] > math.log(CONFIG["vocab_size"]) - 0.1, "it knows nothing yet"
+    assert some[-1] < some[0] - 0.2
+    assert some[:2] == list(losses(learnt, 2, tokens=256))
+
+
+def test_a_step_that_sees_rounded_weights_leaves_the_exact_ones_in_place(learnt):
+    batch = Batches(learnt, 0, 256, 1, BUCKETS[:1])[0]
+    model = new_model(0)
+    before = [p.detach().clone() for p in model.parameters()]
+    exact = forward(model, batch).item()
+    seen = Learner(model).learn(batch, 0.0, lambda flat: round_int4(flat, 32)).item()
+    assert seen != exact, "the loss is that of the rounded weights"
+    after = list(model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert seen == forward(evaluate.rounded(model, lambda w: round_int4(w, 32)), batch).item()
+
+
+def test_what_is_measured_is_what_was_written(tiny):
+    tokenizer, model = tiny
+    found = evaluate.measure(tokenizer, model, "arithmetic", 3)
+    assert found.cases == evaluate.prompts(tokenizer, "arithmetic", 3)
+    assert found.texts == [case.answer + case.end for case in found.cases]
+    assert found.right == found.stopped(evaluate.ends_of(tokenizer)) == 3
+    assert len(found.gaps) == sum(len(w.tokens) for w in found.written)
+    spoilt = found._replace(texts=[*found.texts[:2], found.texts[2] + " "])
+    assert spoilt.right == 2
+    endless = [w._replace(tokens=w.tokens[:-1]) for w in found.written]
+    assert found._replace(written=endless).stopped(evaluate.ends_of(tokenizer)) == 0
+
+
+def test_the_card_can_be_read_by_its_sections():
+    whole = card()
+    assert whole.startswith("# The embedded model")
+    training = card("Training")
+    assert training in whole and training.startswith("`python -m minisgl.tiny.train")
+    with pytest.raises(ValueError, match="no section 'Price'; it has Data, Training, Measured"):
+        card("Price")
 
 
 @pytest.mark.slow
