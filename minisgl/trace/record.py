@@ -26,6 +26,48 @@ class Limits(NamedTuple):
     num_files: int = 4
 
 
+class Tape:
+    """One run as lines while it happens. Give ``listen`` every input and ``record`` every record,
+    in order, from ``begin`` on.
+
+    redact: leave out what was said; who came when, how long it was and what was shared stays.
+    """
+
+    def __init__(self, header: Header, redact: bool = False) -> None:
+        self._redaction = Redaction(header.eos) if redact else None
+        self._header = self._redaction.header(header) if self._redaction else header
+        self._inputs: list[Input] = []  # since the last record
+
+    def begin(self, state: dict[str, Any] | None) -> str:
+        """The lines that a file begins with. Nothing may be in flight.
+
+        state: the host's; None for an engine that has done nothing yet.
+        """
+        self._inputs.clear()
+        head = text(header_line(self._header))
+        if state is None:
+            return head
+        state = self._redaction.state(state) if self._redaction else state
+        return head + text({"state": state})
+
+    def listen(self, item: Input) -> None:
+        """Note an input; its line comes with the next record's."""
+        self._inputs.append(item)
+
+    def record(self, record: StepRecord | None) -> str:
+        """The lines of what has passed since the last record; None: without a record."""
+        inputs, self._inputs = self._inputs, []
+        lines = list[str]()
+        for item in inputs:
+            if self._redaction:
+                item = self._redaction.input(item)
+            known = isinstance(item, Outcome) and record and item.step == record.batch.step
+            lines.append(text(line_of(item, record.spans if known and record else ())))
+        if self._redaction and record:
+            self._redaction.forget(record)
+        return "".join(lines)
+
+
 class Recorder:
     """Writes one run. Give ``listen`` every input and ``record`` every record, in order.
 
@@ -39,10 +81,8 @@ class Recorder:
         self.path = path
         self.failed: str | None = None  # what ended it early
         self._limits = limits or Limits()
-        self._redaction = Redaction(header.eos) if redact else None
-        self._header = self._redaction.header(header) if self._redaction else header
+        self._tape = Tape(header, redact)
         self._out: IO[str] | None = None
-        self._inputs: list[Input] = []  # since the last record
         self._size = 0
 
     @property
@@ -66,23 +106,18 @@ class Recorder:
             self._make_room()
             private = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             self._out = open(private, "w", encoding="utf-8")  # noqa: SIM115 (until it is full)
-            self._write(text(header_line(self._header)))
-            if state is not None:
-                state = self._redaction.state(state) if self._redaction else state
-                self._write(text({"state": state}))
+            self._write(self._tape.begin(state))
         except OSError as error:
             self._fail(error)
 
     def listen(self, item: Input) -> None:
         """Note an input; it is written with the next record."""
         if self.is_on:
-            self._inputs.append(item)
+            self._tape.listen(item)
 
     def record(self, record: StepRecord) -> None:
         """Write what has passed since the last record."""
         self._flush(record)
-        if self._redaction:
-            self._redaction.forget(record)
 
     def end(self) -> None:
         """Write what is left, and no more. Called twice, it does nothing."""
@@ -97,15 +132,8 @@ class Recorder:
     def _flush(self, record: StepRecord | None) -> None:
         if not self.is_on:
             return
-        inputs, self._inputs = self._inputs, []
-        lines = list[str]()
-        for item in inputs:
-            if self._redaction:
-                item = self._redaction.input(item)
-            known = isinstance(item, Outcome) and record and item.step == record.batch.step
-            lines.append(text(line_of(item, record.spans if known and record else ())))
         try:
-            self._write("".join(lines))
+            self._write(self._tape.record(record))
         except OSError as error:
             self._fail(error)
 
@@ -116,7 +144,6 @@ class Recorder:
 
     def _fail(self, error: OSError) -> None:
         out, self._out = self._out, None
-        self._inputs.clear()
         self.failed = f"the recording in {self.path} ended: {error.strerror or error}"
         if out is not None:
             with contextlib.suppress(OSError):  # it writes what is buffered: that may fail again
