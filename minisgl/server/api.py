@@ -34,9 +34,21 @@ from minisgl.server.schema import body_of, components
 _MOST_CHARACTERS: Final = 256  # of a prompt, for each position of the context
 
 
+class Api(FastAPI):
+    """An application whose OpenAPI document knows the bodies that are checked here."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document; see ``schema``."""
+        if self.openapi_schema is None:
+            made = get_openapi(title=self.title, version="1", routes=self.routes)
+            made.setdefault("components", {}).setdefault("schemas", {}).update(components())
+            self.openapi_schema = made
+        return self.openapi_schema
+
+
 def make_api(desk: Desk, options: ServerOptions, model: str) -> FastAPI:
     """The application. model: what clients call the model."""
-    app = FastAPI(title="minisgl", docs_url=None, redoc_url=None)
+    app = Api(title="minisgl", docs_url=None, redoc_url=None)
     created, mark = int(time.time()), secrets.token_hex(4)
     metrics = Metrics(desk)
     patience = Patience(options.keep_alive, options.stalled)
@@ -139,7 +151,6 @@ def make_api(desk: Desk, options: ServerOptions, model: str) -> FastAPI:
 
     add_admin(app, desk)
     _handle_errors(app)
-    _describe(app)
     app.add_middleware(Guard, options=options)
     return app
 
@@ -178,16 +189,3 @@ def _handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, tell(http))
     app.add_exception_handler(RequestValidationError, tell(invalid))
     app.add_exception_handler(Exception, tell(broken))
-
-
-def _describe(app: FastAPI) -> None:
-    """Let OpenAPI know the bodies, and that errors are errors of our own form."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(title=app.title, version="1", routes=app.routes)
-            schema.setdefault("components", {}).setdefault("schemas", {}).update(components())
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
