@@ -418,8 +418,8 @@ def _cannot(name: str, dtype: str, hardware: Hardware, model: ModelFacts) -> str
             return f"the package {package} is not installed"
         if part == "triton":
             continue
-        if dtype == "float32":
-            return f"{part} computes 16-bit numbers"
+        if dtype != "bfloat16":
+            return f"{part} was checked in bfloat16 alone, this is {dtype}"
         if part == "fa3" and hardware.capability[0] != 9:
             return f"fa3 needs compute capability 9.x, this GPU has {hardware.capability}"
         if model.head_dim not in (64, 128):

@@ -199,11 +199,11 @@ def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
         (H200, LARGE, "bfloat16", "fa3", "fastest measured"),
         (H200._replace(capability=(8, 0)), LARGE, "bfloat16", "flashinfer", "fa3 needs compute"),
         (H200, LARGE._replace(head_dim=96), "bfloat16", "triton", "heads of 64 and 128"),
-        (H200, LARGE, "float32", "triton", "computes 16-bit numbers"),
+        (H200, LARGE, "float32", "triton", "checked in bfloat16 alone"),
         (
             H200._replace(packages=frozenset({"flashinfer", "triton"})),
             LARGE._replace(windowed=True),
-            "float16",
+            "bfloat16",
             "triton",
             "the package sgl_kernel is not installed; not flashinfer: .* windows",
         ),

@@ -368,26 +368,40 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
     _forget()
 
 
-def toggle_lines(name: str, folder: Path, gpu: Gpu, quick: bool) -> Iterator[Line]:
-    """Overlap, graphs, recording and attention backends, in turn: ms per step and ratios."""
-    base: dict[str, Any] = {}
-    arms: dict[str, dict[str, Any]] = {
-        "base": base,
+_ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
+    {
         "overlap off": {"overlap": False},
         "graph off": {"cuda_graph": False},
         "recording on": {"record": True},
         "kernels torch": {"kernels": "torch"},
+    },
+    {
         "flashinfer": {"attention": "flashinfer"},
         "fa3,flashinfer": {"attention": "fa3,flashinfer"},
         "triton": {"attention": "triton"},
-    }
-    sizes, pages = (1, 64, 256), 256 * 40
+        "fa3": {"attention": "fa3"},
+    },
+)
+
+
+def toggle_lines(name: str, folder: Path, quick: bool) -> Iterator[Line]:
+    """Overlap, graphs, recording, kernels and attention, in turn: ms per step and ratios."""
+    for arms in _ARMS:
+        yield from _in_turn(name, folder, {"base": {}} | arms, 2 if quick else 5)
+
+
+def _in_turn(
+    name: str, folder: Path, arms: dict[str, dict[str, Any]], rounds: int
+) -> Iterator[Line]:
+    sizes = (1, 64, 256)
     took: dict[str, dict[int, list[Steps]]] = {arm: {n: [] for n in sizes} for arm in arms}
-    engines = {arm: engine_for(folder, num_pages=pages, **changes) for arm, changes in arms.items()}
+    engines = {
+        arm: engine_for(folder, num_pages=256 * 36, **changes) for arm, changes in arms.items()
+    }
     for engine in engines.values():
         for rows in sizes:
-            decode(engine, rows, 12)
-    for round_ in range(2 if quick else 5):
+            decode(engine, rows, 16)
+    for round_ in range(rounds):
         for arm, engine in engines.items():
             for rows in sizes:
                 took[arm][rows].append(decode(engine, rows, 40, 1000 * round_))
@@ -433,7 +447,7 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
             yield {"what": f"checkpoint {name} written", "seconds": perf_counter() - start}
             yield from shape_lines(name, folder, gpu, quick)
             if name == "0.6B":
-                yield from toggle_lines(name, folder, gpu, quick)
+                yield from toggle_lines(name, folder, quick)
             yield from islice(transformers_steps(folder, (1, 16, 64)), 3)
             yield from external(folder, offline())
 

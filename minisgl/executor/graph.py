@@ -113,6 +113,7 @@ class Decode:
         first = torch.arange(size + 1, dtype=torch.int32, device=device)
         host = np.zeros(size, np.int64), np.ones(size, np.int64)
         meta = Meta(*host, pages, inputs.locations, DeviceMeta(ends, first))
+        self._memory = inputs, meta  # a graph keeps addresses, not tensors
         self._replan: Replan = attention.capture(meta, heads)
         self._graph = torch.cuda.CUDAGraph()
 

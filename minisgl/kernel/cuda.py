@@ -1,12 +1,13 @@
 """The kernels in CUDA C++, for NVIDIA GPUs. Numbers agree with the plain ones up to rounding.
 
-Matrix products are cuBLAS's. What stands between them is bound by memory and launches, so each
-step of it is one kernel here where torch has two to six.
+Matrix products are cuBLAS's but for the fewest tokens, where a product is reading the weights: there
+ours fetches them while the kernel before it still runs. What stands between products is bound by
+memory and launches, so each step of it is one kernel here where torch has two to six.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from minisgl.kernel.plain import PlainKernels
 _PIECE: Final = 16  # bytes that a thread reads at a time
 _LARGEST_NORM: Final = 4 * 1024 * _PIECE  # bytes of a row that one block keeps in registers
 _LARGEST_HEAD: Final = 256
+_FEW_TOKENS: Final = (1, 2, 4)
 
 
 class CudaKernels:
@@ -28,7 +30,7 @@ class CudaKernels:
 
     def __init__(self) -> None:
         module = load_cuda(torch.cuda.get_device_capability())
-        self._plain = PlainKernels()
+        self._plain, self._gemv = PlainKernels(), module["gemv"]
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
         self._norm_and_rotate = module["norm_and_rotate"]
@@ -37,8 +39,11 @@ class CudaKernels:
         self._flatten_pages = module["flatten_pages"]
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
-        """See ``Kernels``. As torch has it."""
-        return self._plain.matrix(weight, bias, half=half, rows=rows)
+        """See ``Kernels``."""
+        plain = self._plain.matrix(weight, bias, half=half, rows=rows)
+        if weight.shape[1] * weight.element_size() % _PIECE or not weight.is_contiguous():
+            return plain
+        return _Few(self._gemv, plain, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Kernels``."""
@@ -97,3 +102,19 @@ class CudaKernels:
 def _has_norm(x: Tensor) -> bool:
     row = x.shape[1] * x.element_size()
     return row % _PIECE == 0 and row <= _LARGEST_NORM and x.is_contiguous()
+
+
+class _Few:
+    """A matrix that knows a way of its own for few tokens."""
+
+    def __init__(self, gemv: Any, plain: Matrix, weight: Tensor, bias: Tensor | None) -> None:
+        self._gemv, self._plain, self._weight, self._bias = gemv, plain, weight, bias
+        self.shape, self.num_bytes, self.rows = plain.shape, plain.num_bytes, plain.rows
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        if len(x) not in _FEW_TOKENS or not x.is_contiguous():
+            return self._plain(x)
+        out = x.new_empty(len(x), self.shape[0])
+        self._gemv(x, self._weight, self._bias, out)
+        return out

@@ -19,7 +19,7 @@ ATTENTION = ["fa3", "flashinfer", "fa3,flashinfer", "triton"]
 
 
 def load(**toggles: Any) -> Engine:
-    return minisgl.load("tiny", device="cuda", **{"num_pages": 1024} | toggles)
+    return minisgl.load("tiny", device="cuda", dtype="bfloat16", **{"num_pages": 1024} | toggles)
 
 
 def prompt(seed: int, length: int = 40) -> list[int]:

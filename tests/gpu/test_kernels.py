@@ -52,6 +52,23 @@ def test_norms_agree(kernels: Kernels, rows: int, size: int, dtype: torch.dtype)
     torch.testing.assert_close(*sums, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "shape", [(1024, 2048), (4096, 1024), (151_936, 1024), (5, 8), (2561, 264)]
+)
+@pytest.mark.parametrize("biased", [True, False])
+def test_products_agree(
+    kernels: Kernels, tokens: int, shape: tuple[int, int], biased: bool
+) -> None:
+    torch.manual_seed(tokens)
+    weight, x = normal(*shape), normal(tokens, shape[1])
+    bias = normal(shape[0]) if biased else None
+    exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+    for some in (kernels, PlainKernels()):
+        got = some.matrix(weight, bias, half=False, rows=False)(x)
+        assert (got - exact).norm() < 5e-3 * exact.norm()
+
+
 @pytest.mark.parametrize("rows", [1, 33])
 @pytest.mark.parametrize("size", [8, 3072, 17408])
 def test_silu_and_mul_agrees(kernels: Kernels, rows: int, size: int) -> None:

@@ -40,6 +40,8 @@ CASES: list[dict[str, Any]] = [
 ]
 CASES += [
     {"kernels": "torch", "attention": "fa3", "cuda_graph": True},
+    {"dtype": "float16"},
+    {"dtype": "float32"},
     {"graph_rows": 3, "attention": "triton"},
     {"prefix_cache": "naive", "max_step_tokens": 33},
     {"admission": "optimistic", "num_pages": 24, "page_size": 16, "expected_output": 4},
@@ -99,7 +101,7 @@ def assert_same_but_for_rounding(prompt: tuple[int, ...], ours: Any, says: Any) 
 
 @pytest.mark.parametrize("toggles", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_greedy_tokens_are_those_of_the_cpu(toggles: dict[str, Any]) -> None:
-    made = outputs(device="cuda", **{"page_size": 16} | toggles)
+    made = outputs(device="cuda", **{"page_size": 16, "dtype": "bfloat16"} | toggles)
     parted = [
         assert_same_but_for_rounding(prompt, ours, says)
         for prompt, ours, says in zip(prompts(), made, truth(), strict=True)
@@ -110,7 +112,9 @@ def test_greedy_tokens_are_those_of_the_cpu(toggles: dict[str, Any]) -> None:
 
 def test_sampled_tokens_do_not_depend_on_graphs_and_overlap() -> None:
     def run(ask: SamplingParams, **toggles: Any) -> tuple[int, ...]:
-        with minisgl.load("tiny", device="cuda", num_pages=512, **toggles) as engine:
+        with minisgl.load(
+            "tiny", device="cuda", dtype="bfloat16", num_pages=512, **toggles
+        ) as engine:
             request = engine.add(prompts()[4], ask)
             engine.run()
             return request.output
@@ -130,7 +134,7 @@ def test_sampled_tokens_do_not_depend_on_graphs_and_overlap() -> None:
 def test_logits_are_those_of_transformers_within_the_error_of_bfloat16() -> None:
     prompt = prompts()[5]
     ask = SamplingParams(max_tokens=0, prompt_logprobs=20)
-    with minisgl.load("tiny", device="cuda", num_pages=512) as engine:
+    with minisgl.load("tiny", device="cuda", dtype="bfloat16", num_pages=512) as engine:
         request = engine.add(prompt, ask)
         engine.run()
         got = request.prompt_logprobs or ()

@@ -1,6 +1,10 @@
 // The CUDA kernels as functions that Python calls: what happens between matrix products. Each works
 // on the stream that torch uses on the calling thread, allocates nothing and waits for nothing, so
 // all of them can be captured in a CUDA graph. kernel/cuda.py checks what it hands over.
+//
+// A kernel may be started while the one before it in the stream still runs (programmatic dependent
+// launch): each waits before it touches what that one writes, and a matrix product fetches weights
+// meanwhile, which nobody writes.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -25,9 +29,35 @@ cudaStream_t stream_of(const TensorView& x) {
     return static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
 }
 
-void check_launch(const char* what) {
-    const cudaError_t error = cudaGetLastError();
+// Launch with leave to start before the kernel ahead in the stream has ended.
+template <typename... Params, typename... Args>
+void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
+            cudaStream_t stream, Args... args) {
+    cudaLaunchAttribute early;
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(threads);
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
     TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
+}
+
+// Until what the kernels before this one wrote can be read.
+__device__ inline void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The kernel after this one may start, as far as there is room.
+__device__ inline void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 __device__ inline float to_float(float x) { return x; }
@@ -81,6 +111,8 @@ __global__ void rms_norm_kernel(const T* x, T* residual, const T* weight, float 
     P* base = residual == nullptr ? nullptr : reinterpret_cast<P*>(residual + row * size);
     P kept[kVectors];
     float squares = 0.0f;
+    let_next_start();
+    wait_for_inputs();
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
         const int at = threadIdx.x + i * blockDim.x;
@@ -122,6 +154,8 @@ template <typename T>
 __global__ void silu_and_mul_kernel(const T* x, T* out, int64_t size, int64_t pieces) {
     using P = Pack<T>;
     const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    let_next_start();
+    wait_for_inputs();
     if (index >= pieces) return;
     const int64_t across = size / P::kSize, row = index / across, column = index % across;
     const P* from = reinterpret_cast<const P*>(x) + row * 2 * across + column;
@@ -142,6 +176,8 @@ __global__ void norm_and_rotate_kernel(T* x, int64_t stride, const T* weight, fl
                                        int dim) {
     const int64_t index =
         (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+    let_next_start();
+    wait_for_inputs();
     if (index >= tokens * heads) return;
     const int lane = threadIdx.x % kWarp, half = dim / 2;
     const int64_t token = index / heads;
@@ -177,6 +213,8 @@ __global__ void norm_and_rotate_kernel(T* x, int64_t stride, const T* weight, fl
 // One block a token: its keys and values, `count` pieces of 16 bytes each, to where they belong.
 __global__ void store_kv_kernel(const uint4* k, const uint4* v, int64_t k_stride, int64_t v_stride,
                                 uint4* keys, uint4* values, const int64_t* locations, int count) {
+    let_next_start();
+    wait_for_inputs();
     const int64_t token = blockIdx.x, to = locations[token] * count;
     for (int i = threadIdx.x; i < 2 * count; i += blockDim.x) {
         if (i < count) {
@@ -193,6 +231,8 @@ __global__ void decode_inputs_kernel(const int64_t* packed, int32_t* table, int6
                                      const int64_t* last, int page_size, int64_t* ids,
                                      int64_t* positions, int64_t* locations, int32_t* ends,
                                      int32_t* pages) {
+    let_next_start();
+    wait_for_inputs();
     const int rows = gridDim.x, row = blockIdx.x;
     const int64_t slot = packed[row], position = packed[rows + row];
     if (threadIdx.x == 0) {
@@ -216,8 +256,99 @@ __global__ void decode_inputs_kernel(const int64_t* packed, int32_t* table, int6
 // One block a row: its pages, one after the other, from place first[row] of `out` on.
 __global__ void flatten_pages_kernel(const int32_t* pages, int64_t stride, const int32_t* first,
                                      int32_t* out) {
+    let_next_start();
+    wait_for_inputs();
     const int row = blockIdx.x, begin = first[row], count = first[row + 1] - begin;
     for (int i = threadIdx.x; i < count; i += blockDim.x) out[begin + i] = pages[row * stride + i];
+}
+
+// 16 bytes of a weight: read once, so they need not stay in the first cache.
+template <typename T>
+__device__ inline Pack<T> fetch(const Pack<T>* from) {
+    Pack<T> out;
+    uint4& bits = reinterpret_cast<uint4&>(out);
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(from));
+    return out;
+}
+
+constexpr int kGemvThreads = 256;
+constexpr int kAhead = 4;  // pieces of a row that a thread fetches before it uses the first
+
+// out = x W^T + bias for few tokens. kSplit warps share kRows rows of W, 16 bytes a thread in turn.
+// x: (kTokens, inputs); weight: (outputs, inputs); out: (kTokens, outputs).
+template <typename T, int kTokens, int kRows, int kSplit>
+__global__ void __launch_bounds__(kGemvThreads)
+    gemv_kernel(const T* x, const T* weight, const T* bias, T* out, int inputs, int outputs) {
+    using P = Pack<T>;
+    constexpr int kGroups = kGemvThreads / kWarp / kSplit;
+    __shared__ float parts[kGroups][kSplit][kTokens * kRows];
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    const int group = warp / kSplit, part = warp % kSplit;
+    const int row = (blockIdx.x * kGroups + group) * kRows, pieces = inputs / P::kSize;
+    constexpr int kStride = kSplit * kWarp;
+    const P* from[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        const int mine = min(row + r, outputs - 1);
+        from[r] = reinterpret_cast<const P*>(weight + static_cast<int64_t>(mine) * inputs);
+    }
+    P now[kRows][kAhead];
+    const int first = part * kWarp + lane;
+    auto fetch_from = [&](int at) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+                if (at + i * kStride < pieces) now[r][i] = fetch(from[r] + at + i * kStride);
+            }
+        }
+    };
+    fetch_from(first);
+    let_next_start();
+    wait_for_inputs();
+    float sums[kTokens][kRows] = {};
+    const P* inputs_of = reinterpret_cast<const P*>(x);
+    for (int at = first; at < pieces; at += kAhead * kStride) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            const int place = at + i * kStride;
+            if (place >= pieces) break;
+#pragma unroll
+            for (int t = 0; t < kTokens; ++t) {
+                const P value = inputs_of[t * pieces + place];
+#pragma unroll
+                for (int r = 0; r < kRows; ++r) {
+#pragma unroll
+                    for (int j = 0; j < P::kSize; ++j) {
+                        sums[t][r] += to_float(value.at[j]) * to_float(now[r][i].at[j]);
+                    }
+                }
+            }
+            const int next = place + kAhead * kStride;  // refilled as soon as it is used
+            if (next < pieces) {
+#pragma unroll
+                for (int r = 0; r < kRows; ++r) now[r][i] = fetch(from[r] + next);
+            }
+        }
+    }
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+            const float sum = warp_sum(sums[t][r]);
+            if (lane == 0) parts[group][part][t * kRows + r] = sum;
+        }
+    }
+    __syncthreads();
+    if (part != 0 || lane >= kTokens * kRows) return;
+    const int token = lane / kRows, mine = row + lane % kRows;
+    if (mine >= outputs) return;
+    float sum = bias == nullptr ? 0.0f : to_float(bias[mine]);
+#pragma unroll
+    for (int p = 0; p < kSplit; ++p) sum += parts[group][p][lane];
+    out[static_cast<int64_t>(token) * outputs + mine] = from_float<T>(sum);
 }
 
 template <typename F>
@@ -255,11 +386,10 @@ void rms_norm(TensorView x, Optional<TensorView> residual, TensorView weight, do
             << "rows of " << size << " numbers";
         const int64_t wanted = (pieces + kWarp - 1) / kWarp * kWarp;
         const int threads = static_cast<int>(wanted < kMaxThreads ? wanted : kMaxThreads);
-        rms_norm_kernel<T><<<rows, threads, 0, stream_of(x)>>>(
-            from, pointer_or_null<T>(residual), pointer<T>(weight), static_cast<float>(eps),
-            static_cast<T*>(out.data_ptr()), size);
+        launch("rms_norm", rms_norm_kernel<T>, rows, threads, stream_of(x), from,
+               pointer_or_null<T>(residual), pointer<T>(weight), eps,
+               static_cast<T*>(out.data_ptr()), size);
     });
-    check_launch("rms_norm");
 }
 
 // x: (tokens, 2 * size), out: (tokens, size), contiguous.
@@ -271,10 +401,9 @@ void silu_and_mul(TensorView x, TensorView out) {
         TVM_FFI_ICHECK(size % Pack<T>::kSize == 0) << "rows of " << size << " numbers";
         const int64_t pieces = tokens * size / Pack<T>::kSize;
         const int threads = 256;
-        silu_and_mul_kernel<T><<<(pieces + threads - 1) / threads, threads, 0, stream_of(x)>>>(
-            from, static_cast<T*>(out.data_ptr()), size, pieces);
+        launch("silu_and_mul", silu_and_mul_kernel<T>, (pieces + threads - 1) / threads, threads,
+               stream_of(x), from, static_cast<T*>(out.data_ptr()), size, pieces);
     });
-    check_launch("silu_and_mul");
 }
 
 // x: (tokens, heads and more, dim), a token's heads one after the other; cosine, sine: (tokens, 1,
@@ -290,20 +419,62 @@ void norm_and_rotate(TensorView x, int64_t heads, Optional<TensorView> weight, d
         using T = std::remove_pointer_t<decltype(row)>;
         const int threads = 128, each = threads / kWarp;
         const int64_t blocks = (tokens * heads + each - 1) / each;
-        auto launch = [&](auto kernel) {
-            kernel<<<blocks, threads, 0, stream_of(x)>>>(
-                row, x.stride(0), pointer_or_null<T>(weight), static_cast<float>(eps),
-                pointer<T>(cosine), pointer<T>(sine), tokens, static_cast<int>(heads), dim);
+        auto run = [&](auto kernel) {
+            launch("norm_and_rotate", kernel, blocks, threads, stream_of(x), row, x.stride(0),
+                   pointer_or_null<T>(weight), eps, pointer<T>(cosine), pointer<T>(sine), tokens,
+                   heads, dim);
         };
         if (dim <= 64) {
-            launch(norm_and_rotate_kernel<T, 1>);
+            run(norm_and_rotate_kernel<T, 1>);
         } else if (dim <= 128) {
-            launch(norm_and_rotate_kernel<T, 2>);
+            run(norm_and_rotate_kernel<T, 2>);
         } else {
-            launch(norm_and_rotate_kernel<T, 4>);
+            run(norm_and_rotate_kernel<T, 4>);
         }
     });
-    check_launch("norm_and_rotate");
+}
+
+template <typename T, int kTokens>
+void gemv_of(const T* x, const T* weight, const T* bias, T* out, int inputs, int outputs,
+             cudaStream_t stream) {
+    constexpr int kWarps = kGemvThreads / kWarp;
+    auto run = [&](auto kernel, int rows, int split) {
+        const int each = kWarps / split * rows;
+        launch("gemv", kernel, (outputs + each - 1) / each, kGemvThreads, stream, x, weight, bias,
+               out, inputs, outputs);
+    };
+    // enough warps to keep every multiprocessor's memory requests coming, none without work
+    if (outputs >= 16384) {
+        run(gemv_kernel<T, kTokens, 2, 1>, 2, 1);
+    } else if (outputs >= 4096) {
+        run(gemv_kernel<T, kTokens, 2, 2>, 2, 2);
+    } else {
+        run(gemv_kernel<T, kTokens, 1, 4>, 1, 4);
+    }
+}
+
+// x: (tokens, inputs), tokens 1, 2 or 4; weight: (outputs, inputs); out: (tokens, outputs).
+void gemv(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView out) {
+    const int tokens = static_cast<int>(x.size(0)), inputs = static_cast<int>(x.size(1));
+    const int outputs = static_cast<int>(weight.size(0));
+    TVM_FFI_ICHECK(weight.size(1) == inputs && out.size(1) == outputs && out.size(0) == tokens)
+        << "x, weight and out do not fit";
+    dispatch(x, [&](auto* from) {
+        using T = std::remove_pointer_t<decltype(from)>;
+        TVM_FFI_ICHECK(inputs % Pack<T>::kSize == 0) << "rows of " << inputs << " numbers";
+        auto run = [&](auto kernel) {
+            kernel(from, pointer<T>(weight), pointer_or_null<T>(bias),
+                   static_cast<T*>(out.data_ptr()), inputs, outputs, stream_of(x));
+        };
+        if (tokens == 1) {
+            run(gemv_of<T, 1>);
+        } else if (tokens == 2) {
+            run(gemv_of<T, 2>);
+        } else {
+            TVM_FFI_ICHECK(tokens == 4) << tokens << " tokens";
+            run(gemv_of<T, 4>);
+        }
+    });
 }
 
 // k, v: (tokens, kv_heads, dim), a token's heads one after the other; keys, values: (positions,
@@ -318,11 +489,10 @@ void store_kv(TensorView k, TensorView v, TensorView keys, TensorView values,
     if (tokens == 0) return;
     const int count = static_cast<int>(bytes / piece);
     const int threads = 2 * count < 256 ? (2 * count + kWarp - 1) / kWarp * kWarp : 256;
-    store_kv_kernel<<<tokens, threads, 0, stream_of(k)>>>(
-        pointer<uint4>(k), pointer<uint4>(v), k.stride(0) * number / piece,
-        v.stride(0) * number / piece, static_cast<uint4*>(keys.data_ptr()),
-        static_cast<uint4*>(values.data_ptr()), pointer<int64_t>(locations), count);
-    check_launch("store_kv");
+    launch("store_kv", store_kv_kernel, tokens, threads, stream_of(k), pointer<uint4>(k),
+           pointer<uint4>(v), k.stride(0) * number / piece, v.stride(0) * number / piece,
+           static_cast<uint4*>(keys.data_ptr()), static_cast<uint4*>(values.data_ptr()),
+           pointer<int64_t>(locations), count);
 }
 
 // packed: (5 * rows,) int64; table: (slots, width) int32; last: (slots,) int64; ids, positions,
@@ -333,12 +503,11 @@ void decode_inputs(TensorView packed, TensorView table, TensorView last, int64_t
     const int64_t rows = ids.size(0), width = table.size(1);
     TVM_FFI_ICHECK(packed.size(0) == 5 * rows && pages.size(0) == rows && pages.size(1) == width)
         << "packed numbers, tables and outputs do not fit";
-    decode_inputs_kernel<<<rows, 128, 0, stream_of(packed)>>>(
-        pointer<int64_t>(packed), static_cast<int32_t*>(table.data_ptr()), width,
-        pointer<int64_t>(last), static_cast<int>(page_size), static_cast<int64_t*>(ids.data_ptr()),
-        static_cast<int64_t*>(positions.data_ptr()), static_cast<int64_t*>(locations.data_ptr()),
-        static_cast<int32_t*>(ends.data_ptr()), static_cast<int32_t*>(pages.data_ptr()));
-    check_launch("decode_inputs");
+    launch("decode_inputs", decode_inputs_kernel, rows, 128, stream_of(packed),
+           pointer<int64_t>(packed), static_cast<int32_t*>(table.data_ptr()), width,
+           pointer<int64_t>(last), page_size, static_cast<int64_t*>(ids.data_ptr()),
+           static_cast<int64_t*>(positions.data_ptr()), static_cast<int64_t*>(locations.data_ptr()),
+           static_cast<int32_t*>(ends.data_ptr()), static_cast<int32_t*>(pages.data_ptr()));
 }
 
 // pages: (rows, n) int32; first: (rows + 1,) int32; out: int32, room for first[rows] of them.
@@ -346,10 +515,9 @@ void flatten_pages(TensorView pages, TensorView first, TensorView out) {
     const int64_t rows = pages.size(0);
     TVM_FFI_ICHECK(first.size(0) == rows + 1 && pages.stride(1) == 1) << "rows do not fit";
     if (rows == 0) return;
-    flatten_pages_kernel<<<rows, 128, 0, stream_of(pages)>>>(
-        pointer<int32_t>(pages), pages.stride(0), pointer<int32_t>(first),
-        static_cast<int32_t*>(out.data_ptr()));
-    check_launch("flatten_pages");
+    launch("flatten_pages", flatten_pages_kernel, rows, 128, stream_of(pages),
+           pointer<int32_t>(pages), pages.stride(0), pointer<int32_t>(first),
+           static_cast<int32_t*>(out.data_ptr()));
 }
 
 }  // namespace
@@ -357,6 +525,7 @@ void flatten_pages(TensorView pages, TensorView first, TensorView out) {
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(norm_and_rotate, norm_and_rotate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(gemv, gemv);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(store_kv, store_kv);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode_inputs, decode_inputs);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(flatten_pages, flatten_pages);
