@@ -29,6 +29,7 @@ from minisgl.trace import Trace
 from minisgl.trace.compare import compare
 
 from minisgl.build import load  # isort: skip  (a top room: it stands on all that is above)
+from minisgl.attach import attach  # isort: skip
 from minisgl.llm import LLM  # isort: skip
 from minisgl.whatif import replay  # isort: skip
 from minisgl.bench.ablate import ablate  # isort: skip
@@ -52,6 +53,7 @@ __all__ = [
     "Why",
     "Workload",
     "ablate",
+    "attach",
     "compare",
     "inspect",
     "load",

@@ -28,7 +28,7 @@ VIEWS = (("inspector",),)
 TOP = (
     ("tokenizer", "message", "tiny"),
     ("build",),
-    ("llm", "whatif"),
+    ("llm", "whatif", "attach"),
     ("bench", "server", "demo", "lab"),
     ("__init__",),
     ("__main__",),

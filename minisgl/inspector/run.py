@@ -10,6 +10,7 @@ from minisgl.core import Plan, StepRecord
 from minisgl.engine.breakpoint import EVENTS, Breakpoint
 from minisgl.engine.engine import Engine
 from minisgl.inspector.film import Film
+from minisgl.inspector.served import Served
 from minisgl.trace.trace import Trace
 
 # What a breakpoint can be set on by name.
@@ -18,14 +19,18 @@ _FROM_QUEUE: Final = 16  # waiting requests that are offered for the next plan
 _COMPACT: Final = 64  # chunks after which the film is told anew, as one
 
 
+# What can be looked at.
+Inspected = Engine | Trace | Served
+
+
 class Run:
     """A run with a name. It owns the film; the engine owns itself and its breakpoints."""
 
-    def __init__(self, name: str, what: Engine | Trace) -> None:
-        self.name = name
+    def __init__(self, name: str, what: Inspected) -> None:
+        self.name, self.what = name, what
         self.engine = what if isinstance(what, Engine) else None
-        self._trace = what.trace if isinstance(what, Engine) else what
-        self._film = Film(self._trace)
+        self.served = what if isinstance(what, Served) else None
+        self._film = Film(self.trace)
         self._chunks: list[bytes] = []
         self._mine: list[Breakpoint] = []  # of a trace, for which no engine keeps any
         self._hits: dict[int, tuple[int, list[int]]] = {}  # by breakpoint: records asked, and hits
@@ -34,12 +39,12 @@ class Run:
     @property
     def trace(self) -> Trace:
         """The history as it is now."""
-        return self.engine.trace if self.engine is not None else self._trace
+        return self.what if isinstance(self.what, Trace) else self.what.trace
 
     @property
     def is_live(self) -> bool:
-        """Whether there is an engine that can step."""
-        return self.engine is not None and not self.engine.closed
+        """Whether it can go on."""
+        return not isinstance(self.what, Trace) and not self.what.closed
 
     @property
     def last(self) -> int:
@@ -98,11 +103,11 @@ class Run:
 
     def status(self) -> dict[str, Any]:
         """What the renderer is told besides the film; see ``Inspector.status``."""
-        engine = self.engine
         return {
             "name": self.name,
             "live": self.is_live,
-            "closed": engine is not None and engine.closed,
+            "closed": not isinstance(self.what, Trace) and self.what.closed,
+            "served": None if self.served is None else {"paused": self.served.paused},
             "plan": self._plan(),
             "breakpoints": [
                 {

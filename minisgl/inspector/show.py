@@ -6,32 +6,32 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from minisgl.engine.engine import Engine
+from minisgl.inspector.run import Inspected
+from minisgl.inspector.served import Served
 from minisgl.trace.trace import Trace
 
 if TYPE_CHECKING:
     from minisgl.inspector.widget import Inspector
 
 
-def inspect(what: Engine | Trace) -> Inspector:
+def inspect(what: Inspected) -> Inspector:
     """The inspector on a live engine, or on a trace: put it on the last line of a notebook's cell.
 
     An engine that is stepped elsewhere is followed; the widget can step, fork and rewind it.
     Raises TypeError for anything else, ModuleNotFoundError without anywidget (the extra [lab]).
     """
-    if not isinstance(what, Engine | Trace):
+    if not isinstance(what, Engine | Trace | Served):
         raise TypeError(f"inspect takes an engine or a trace, got {what!r:.80}")
-    return _widget([("run", what)])
+    return _widget([(what.url if isinstance(what, Served) else "run", what)])
 
 
-def inspect_both(
-    a: Engine | Trace, b: Engine | Trace, divergence: Mapping[str, Any] | None
-) -> Inspector:
+def inspect_both(a: Inspected, b: Inspected, divergence: Mapping[str, Any] | None) -> Inspector:
     """Two runs over one another; divergence: {"step", "words"} where they part, or None."""
     return _widget([("a", a), ("b", b)], divergence)
 
 
 def _widget(
-    runs: list[tuple[str, Engine | Trace]], divergence: Mapping[str, Any] | None = None
+    runs: list[tuple[str, Inspected]], divergence: Mapping[str, Any] | None = None
 ) -> Inspector:
     try:
         from minisgl.inspector.widget import Inspector

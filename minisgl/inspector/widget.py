@@ -21,7 +21,8 @@ from minisgl.config import EngineConfig
 from minisgl.core import Plan, StepRecord, as_int
 from minisgl.engine.engine import FORKABLE, Engine
 from minisgl.engine.follow import without
-from minisgl.inspector.run import CONDITIONS, Run, told
+from minisgl.inspector.run import CONDITIONS, Inspected, Run, told
+from minisgl.inspector.served import Served
 from minisgl.registry import names
 from minisgl.trace.trace import Trace
 
@@ -58,13 +59,13 @@ class Inspector(anywidget.AnyWidget):
 
     def __init__(
         self,
-        runs: Sequence[tuple[str, Engine | Trace]],
+        runs: Sequence[tuple[str, Inspected]],
         divergence: Mapping[str, Any] | None = None,
     ) -> None:
         """runs: names, each with its engine or trace. divergence: where two runs part, or None."""
         self._runs = [Run(name, what) for name, what in runs]
         self._divergence = dict(divergence) if divergence is not None else None
-        self._message, self._sent, self._due = "", 0.0, False
+        self._message, self._sent, self._due, self._closed = "", 0.0, False, False
         self._observers = {id(run): partial(self._on_record, run) for run in self._runs}
         super().__init__()
         first = self._runs[0]
@@ -75,20 +76,21 @@ class Inspector(anywidget.AnyWidget):
         for run in self._runs:
             self._observe(run)
         self._tell()
+        self._look_again()
 
     # ---- for the notebook ------------------------------------------------------------------------
 
     @property
-    def runs(self) -> tuple[Engine | Trace, ...]:
-        """What is inspected: engines that can step, and traces."""
-        return tuple(run.engine if run.engine is not None else run.trace for run in self._runs)
+    def runs(self) -> tuple[Inspected, ...]:
+        """What is inspected: engines that can step, traces, engines of servers."""
+        return tuple(run.what for run in self._runs)
 
     @property
     def engine(self) -> Engine:
         """The engine in front. Raises ValueError if a trace is."""
         engine = self._front.engine
         if engine is None:
-            raise ValueError("a recorded trace is in front; it has no engine, read .trace")
+            raise ValueError("what is in front has no engine in this process; read .trace")
         return engine
 
     @property
@@ -103,6 +105,7 @@ class Inspector(anywidget.AnyWidget):
 
     def close(self) -> None:
         """Stop watching and take the widget away. The engines stay open."""
+        self._closed = True
         for run in self._runs:
             observer = self._observers[id(run)]
             if run.engine is not None and observer in run.engine.observers:
@@ -152,12 +155,31 @@ class Inspector(anywidget.AnyWidget):
         self._due, self._sent = False, perf_counter()
         for index, run in enumerate(self._runs):
             at_head = run is self._front and self.cursor >= run.last
-            chunk, reset = run.read()
+            try:
+                chunk, reset = run.read()
+            except ValueError as error:  # of a server whose lines make no sense
+                self._message, chunk, reset = str(error), b"", False
             if chunk or reset:
                 self.send({"chunk": index, "reset": reset}, [chunk])
             if run is self._front and (at_head or self.cursor > run.last):
                 self.cursor = run.last
         self._tell()
+
+    def _look_again(self) -> None:
+        """What a server sends arrives whether or not anybody asks: look now and then."""
+        if self._closed or not any(run.served and run.is_live for run in self._runs):
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # no notebook: ``refresh`` is called by hand
+            return
+
+        def look() -> None:
+            if not self._closed:
+                self.refresh()
+                self._look_again()
+
+        loop.call_later(_PAUSE, look)
 
     def _tell(self) -> None:
         runs, warned = told(lambda: [run.status() for run in self._runs])
@@ -183,7 +205,15 @@ class Inspector(anywidget.AnyWidget):
             more, warned = told(lambda: self._do(content))
             answer |= more or {}
             self._message = warned
-        except (ValueError, TypeError, KeyError, IndexError, RuntimeError, MemoryError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            RuntimeError,
+            OSError,
+            MemoryError,
+        ) as error:
             words = error.args[0] if isinstance(error, KeyError) and error.args else error
             self._message = answer["error"] = str(words) or type(error).__name__
         self.refresh()
@@ -195,6 +225,12 @@ class Inspector(anywidget.AnyWidget):
             raise IndexError(f"run {index} was asked, there are {len(self._runs)}")
         run = self._runs[index]
         match content["do"]:
+            case "step" if run.served is not None:
+                run.served.step()
+            case "run" if run.served is not None:
+                raise ValueError(f"{run.name} runs by itself: pause it, or let it go on")
+            case "pause" | "resume" | "abort" if run.served is not None:
+                self._order(run.served, content)
             case "step":
                 record = run.step() if self._live(run) else None
                 return {"ran": int(record is not None)}
@@ -247,7 +283,18 @@ class Inspector(anywidget.AnyWidget):
                 return {"ran": ran, "stopped": "breakpoint"}
         return {"ran": ran, "stopped": "limit"}
 
+    def _order(self, served: Served, content: Mapping[str, Any]) -> None:
+        match content["do"]:
+            case "pause":
+                served.pause()
+            case "resume":
+                served.resume()
+            case _:
+                served.abort(as_int("rid", content.get("rid"), 0))
+
     def _live(self, run: Run) -> Engine:
+        if run.served is not None:
+            raise ValueError(f"{run.name} is a server's: it can be paused, stepped and watched")
         if run.engine is None:
             raise ValueError(f"{run.name} is a recorded trace: it can be looked at, not run")
         return run.engine

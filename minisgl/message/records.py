@@ -190,6 +190,13 @@ class Load(Message, frozen=True):
     paused: bool
 
 
+class Watched(Message, frozen=True):
+    """Lines of the run, for the one who watches it under this key."""
+
+    key: int
+    lines: str
+
+
 class Spelled(Message, frozen=True):
     """A ``Score`` whose tokens are spelled out, as bytes."""
 
@@ -227,4 +234,4 @@ class Piece(Message, frozen=True):
 ToTokenizer = Ask | Cancel | Encode | Decode | Order | Hello | Stop
 ToEngine = Generate | Cancel | Order | Hello | Stop
 ToDetokenizer = Began | Scored | Token | Over | Load | Refused | Ready | Stop
-ToApi = Opened | Echo | Piece | Load | Refused | Reported | Ready
+ToApi = Opened | Echo | Piece | Load | Refused | Reported | Watched | Ready

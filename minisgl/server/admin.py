@@ -1,10 +1,13 @@
-"""What an administrator may do to a running engine. The guard has checked the key."""
+"""What an administrator may do to a running engine, and what others may see of it."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.responses import StreamingResponse
 
 from minisgl.server.desk import Desk
 from minisgl.server.fields import AbortRequest, RecordRequest, StepRequest, read
@@ -45,7 +48,30 @@ def add_admin(app: FastAPI, desk: Desk) -> None:
         """Begin a recording, or end it."""
         return await desk.order("record", on=read(await request.body(), RecordRequest).on)
 
+    @app.get("/admin/watch", response_class=StreamingResponse)
+    async def watch_all() -> StreamingResponse:
+        """The run while it happens, as server-sent events: the lines of a trace file."""
+        return await _watched(desk, redact=False)
+
+    @app.get("/watch", response_class=StreamingResponse)
+    async def watch() -> StreamingResponse:
+        """The same without what was said."""
+        return await _watched(desk, redact=True)
+
     @app.get("/admin/config")
     async def config() -> dict[str, Any]:
         """The engine's configuration, and how it stands."""
         return await desk.order("config")
+
+
+async def _watched(desk: Desk, redact: bool) -> StreamingResponse:
+    stack = AsyncExitStack()
+    viewer = await stack.enter_async_context(desk.watching(redact))
+
+    async def events() -> AsyncIterator[str]:
+        async with stack:
+            async for event in viewer.events():
+                yield event
+
+    headers = {"cache-control": "no-cache"}
+    return StreamingResponse(events(), media_type="text/event-stream", headers=headers)

@@ -7,8 +7,8 @@ up nobody and costs no more than its answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from time import monotonic
 from typing import Any
 
@@ -32,9 +32,11 @@ from minisgl.message.records import (
     Stop,
     ToApi,
     ToTokenizer,
+    Watched,
 )
 from minisgl.sampling import SamplingParams
 from minisgl.server.errors import ApiError, overloaded, unavailable
+from minisgl.server.watch import Viewer
 
 Send = Callable[[ToTokenizer], None]
 
@@ -132,6 +134,7 @@ class Desk:
         self.next_rid = self._next_key = 0
         self._replies: dict[int, Reply] = {}  # by rid, until it is over
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._viewers: dict[int, Viewer] = {}
         self._down: ApiError | None = unavailable("the model is being loaded")
         self.ready: Ready | None = None
         self.load: Load | None = None  # the engine's numbers after its last step
@@ -208,6 +211,22 @@ class Desk:
         self.check_up()
         return await self._report(lambda key: Order(key, verb, given))
 
+    @asynccontextmanager
+    async def watching(self, redact: bool) -> AsyncIterator[Viewer]:
+        """The run while it happens, from now on. Raises ``ApiError`` if too many watch."""
+        self.check_up()
+        key, viewer = self._next_key, Viewer()
+        self._next_key += 1
+        self._viewers[key] = viewer
+        try:
+            await self.order("watch", key=key, redact=redact)
+            yield viewer
+        finally:
+            del self._viewers[key]
+            if self._down is None:
+                self._send(Order(self._next_key, "unwatch", {"key": key}))
+                self._next_key += 1
+
     async def _report(self, question: Callable[[int], ToTokenizer]) -> dict[str, Any]:
         key = self._next_key
         self._next_key += 1
@@ -237,6 +256,8 @@ class Desk:
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(self._down)
+        for viewer in self._viewers.values():
+            viewer.end(reason)
 
     def take(self, messages: Sequence[ToApi]) -> None:
         """Deliver what has come round."""
@@ -259,6 +280,9 @@ class Desk:
                             reply.fail(ApiError(400, reason))
                 case Reported(key=key, found=found, error=error):
                     self._reported(key, found, error)
+                case Watched(key=key, lines=lines):
+                    if viewer := self._viewers.get(key):
+                        viewer.put(lines)
                 case Load():
                     self.load = message
                 case Ready():

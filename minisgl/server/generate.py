@@ -45,6 +45,7 @@ from minisgl.message.records import (
 from minisgl.message.wire import Inbox, Outbox
 from minisgl.server.links import Links
 from minisgl.server.stage import Report, plain
+from minisgl.server.watch import Gallery
 from minisgl.trace.record import Limits, Recorder
 
 _SHOWN: Final = 1000  # requests that an administrator is told of
@@ -85,6 +86,7 @@ class Generation:
                 out.send(*service.take(messages))
                 api.send(*service.reports())
                 out.send(*service.step())
+                api.send(*service.gallery.said())
             service.close()
 
 
@@ -108,6 +110,7 @@ class Service:
         self._open: dict[int, _Open] = {}
         self._preempted = 0
         self._reports: list[Reported] = []
+        self.gallery = Gallery(engine)
         self._recorder: Recorder | None = None
         self._begin_recording = False  # as soon as nothing is in flight
         if recording is not None:
@@ -120,7 +123,8 @@ class Service:
     @property
     def busy(self) -> bool:
         """Whether a step could be made without any further message."""
-        return (not self.paused or self.steps_allowed > 0) and self.engine.busy or self._stopping
+        can_step = not self.paused or self.steps_allowed > 0
+        return can_step and self.engine.busy or self._stopping or self.gallery.has_visitors
 
     def take(self, messages: Iterable[ToEngine]) -> list[ToDetokenizer]:
         """Act on messages; returns what is to be said at once."""
@@ -146,7 +150,9 @@ class Service:
 
     def step(self) -> list[ToDetokenizer]:
         """Make a step if there is one to make; returns what came of it."""
-        if self.paused and not self.steps_allowed:
+        if self.gallery.has_visitors and not self.engine.in_flight:
+            self.gallery.open()
+        if self.paused and not self.steps_allowed and not self.gallery.has_visitors:
             return []
         record = self._next()
         if record is None:
@@ -172,6 +178,8 @@ class Service:
         until all that is in flight is collected.
         """
         recorder = self._recorder
+        if self.gallery.has_visitors:
+            return self.engine.collect()  # the doors open once nothing is in flight
         if recorder is not None and (self._begin_recording or recorder.wants_state):
             if self.engine.in_flight:
                 return self.engine.collect()
@@ -221,6 +229,12 @@ class Service:
                     self.engine.abort(rid)
             case "record", {"on": bool(on)}:
                 self._record(on)
+            case "watch", {"key": int(key), "redact": bool(redact)}:
+                self.gallery.enter(key, redact)
+                return {}
+            case "unwatch", {"key": int(key)}:
+                self.gallery.leave(key)
+                return {}
             case "flush_cache", {}:
                 self.engine.flush_cache()
             case "config", {}:

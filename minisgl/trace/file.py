@@ -58,26 +58,59 @@ def load(path: str | PathLike[str]) -> tuple[Header, History, Scheduler | None]:
     Raises ValueError naming the line that is wrong. A last line that was cut off is left out, with
     a warning.
     """
-    lines = _read(Path(path))
-    first = next(lines, _Line(1, None, 0))
-    header, history = _header(path, first.parsed), History()
-    rebuild, start = Rebuild(header.origin, header.eos, header.vocab_size, history), None
-    for line in lines:
+    reading = Reading(str(path))
+    for line in _read(Path(path)):
+        reading.take(line.parsed, line.num_bytes)
+    return reading.header, reading.history, reading.start
+
+
+class Reading:
+    """The lines of a file, or of a run that is still going on, become a history one by one.
+
+    name: of the file, for errors. start: the scheduler with which it begins, where that is not the
+    beginning of the run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.history = History()
+        self.start: Scheduler | None = None
+        self._header: Header | None = None
+        self._rebuild: Rebuild | None = None
+        self._number = 0
+
+    @property
+    def header(self) -> Header:
+        """What the first line says. Raises ValueError if there was none."""
+        return self._header or _header(self.name, None)
+
+    def take(self, parsed: Any, num_bytes: int) -> None:
+        """The next line, and how long it was. Raises ValueError naming a line that is wrong."""
+        self._number += 1
+        if self._rebuild is None:
+            header = self._header = _header(self.name, parsed)
+            about = (header.origin, header.eos, header.vocab_size)
+            self._rebuild = Rebuild(*about, self.history)
+            return
         try:
-            if line.number == 2 and isinstance(line.parsed, dict) and "state" in line.parsed:
-                run = (header.origin, header.eos)
-                start = rebuild.begin(line.parsed["state"], line.num_bytes, *run)
-                continue
-            rebuild.take(line.parsed, line.num_bytes)
+            if self._number == 2 and isinstance(parsed, dict) and "state" in parsed:
+                run = (self.header.origin, self.header.eos)
+                self.start = self._rebuild.begin(parsed["state"], num_bytes, *run)
+            else:
+                self._rebuild.take(parsed, num_bytes)
         except Exception as error:  # the doors trust an engine; whatever it led to, the file did it
-            raise ValueError(f"{path}, line {line.number}: {error!r}") from error
-    return header, history, start
+            raise ValueError(f"{self.name}, line {self._number}: {error!r}") from error
 
 
 class _Line(NamedTuple):
     number: int
     parsed: Any
     num_bytes: int
+
+
+def parsed(line: bytes) -> Any:
+    """What a line says. Raises ValueError or RecursionError if it is no JSON."""
+    return json.loads(line, parse_constant=_refuse)
 
 
 def text(line: dict[str, Any]) -> str:
@@ -137,7 +170,7 @@ def _read(path: Path) -> Iterator[_Line]:
             if len(raw) > _LINE:
                 raise ValueError(f"{path}, line {at} is longer than {_LINE} bytes")
             try:
-                yield _Line(at, json.loads(raw, parse_constant=_refuse), len(raw))
+                yield _Line(at, parsed(raw), len(raw))
             except (ValueError, RecursionError) as error:
                 if raw.endswith(b"\n") or at == 1:
                     raise ValueError(f"{path}, line {at} is not JSON: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
@@ -92,12 +92,16 @@ def test_a_session_of_work(open_notebook: Opened, tmp_path: Path) -> None:
 def looks(seen: Seen, folder: Path) -> None:
     """Every theme shows the states in their colours."""
     for path in seen.book.pictures(seen.root, folder, "inspector"):
-        colours = Image.open(path).convert("RGB").getcolors(1 << 24) or []
-        vivid = [colour for n, colour in colours if n > 400 and max(colour) - min(colour) > 90]
+        vivid = [c for c, n in colours(path).items() if n > 400 and max(c) - min(c) > 90]
         assert len(vivid) >= 2, f"{path.name}: no state has a colour"
     decode = tuple(bytes.fromhex(STATES["decode"][1:]))
-    light = Image.open(folder / "inspector-light.png").convert("RGB")
-    assert decode in {colour for _, colour in light.getcolors(1 << 24) or []}
+    assert decode in colours(folder / "inspector-light.png")
+
+
+def colours(path: Path) -> dict[tuple[int, ...], int]:
+    """How many pixels of a picture have each colour."""
+    found = Image.open(path).convert("RGB").getcolors(1 << 24) or []
+    return {cast(tuple[int, ...], colour): n for n, colour in found}
 
 
 def tells_what_is_under_the_pointer(seen: Seen) -> None:

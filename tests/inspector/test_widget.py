@@ -46,7 +46,7 @@ class Browser:
     def holds(self) -> None:
         """Assert that what was sent is what the runs are."""
         for film, what in zip(self.films, self.inspector.runs, strict=True):
-            trace = what.trace if isinstance(what, Engine) else what
+            trace = what if isinstance(what, Trace) else what.trace
             if len(trace):
                 holds_against(trace, Seen().read(film))
 
