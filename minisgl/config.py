@@ -12,8 +12,15 @@ from minisgl.display import Html, card, counted, table
 Auto = Literal["auto"]
 AUTO: Final = "auto"
 
-_GPU_ORDER: Final = ("fa3", "flashinfer", "triton")
-_ON_GPUS: Final = ("flashinfer", "fa3", "fa3,flashinfer", "triton")
+_GPU_ORDER: Final = ("fa3,triton", "flashinfer,triton", "triton", "flashinfer")
+_ON_GPUS: Final = (
+    "flashinfer",
+    "fa3",
+    "triton",
+    "fa3,flashinfer",
+    "fa3,triton",
+    "flashinfer,triton",
+)
 _GPU_RESERVE = 4 << 30  # bytes left to activations, logits, graphs and libraries, or a tenth
 _GRAPH_ROWS = 256
 _KV_MEMORY_SHARE = 4  # a quarter of what is free holds KV pages at most
@@ -63,8 +70,8 @@ class EngineConfig:
     attention: str = _option(
         AUTO,
         "attention backend: native is C++, grouped is torch, torch is the slow oracle; on a GPU "
-        "flashinfer, fa3 (FlashAttention 3), the one for prompts and the other for decode steps, "
-        "or triton, our own",
+        "fa3 (FlashAttention 3), flashinfer, triton (our own), or one for prompts and another for "
+        "decode steps, as in fa3,triton",
         (AUTO, "torch", "grouped", "native", *_ON_GPUS),
     )
     kernels: str = _option(

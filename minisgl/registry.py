@@ -22,7 +22,9 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "native": "minisgl.attention.native:NativeAttention",
         "flashinfer": "minisgl.attention.flashinfer:FlashInferAttention",
         "fa3": "minisgl.attention.flash_attention:FlashAttention",
-        "fa3,flashinfer": "minisgl.attention.hybrid:HybridAttention",
+        "fa3,flashinfer": "minisgl.attention.hybrid:fa3_flashinfer",
+        "fa3,triton": "minisgl.attention.hybrid:fa3_triton",
+        "flashinfer,triton": "minisgl.attention.hybrid:flashinfer_triton",
         "triton": "minisgl.attention.triton:TritonAttention",
     },
     "kernels": {

@@ -187,7 +187,7 @@ H200 = SERVER._replace(capability=(9, 0), packages=GPU_PACKAGES, cuda_kernels=Tr
 
 def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
     config = resolved(H200, LARGE)
-    assert (config.attention, config.kernels, config.cuda_graph) == ("fa3", "cuda", True)
+    assert (config.attention, config.kernels, config.cuda_graph) == ("fa3,triton", "cuda", True)
     assert config.graph_rows == config.max_running == 256
     config = resolved(H200, LARGE, cuda_graph=False, max_running=40)
     assert (config.cuda_graph, config.graph_rows) == (False, 40)
@@ -196,8 +196,14 @@ def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
 @pytest.mark.parametrize(
     ("hardware", "model", "dtype", "name", "says"),
     [
-        (H200, LARGE, "bfloat16", "fa3", "fastest measured"),
-        (H200._replace(capability=(8, 0)), LARGE, "bfloat16", "flashinfer", "fa3 needs compute"),
+        (H200, LARGE, "bfloat16", "fa3,triton", "fastest measured"),
+        (
+            H200._replace(capability=(8, 0)),
+            LARGE,
+            "bfloat16",
+            "flashinfer,triton",
+            "fa3 needs compute",
+        ),
         (H200, LARGE._replace(head_dim=96), "bfloat16", "triton", "heads of 64 and 128"),
         (H200, LARGE, "float32", "triton", "checked in bfloat16 alone"),
         (
@@ -205,7 +211,7 @@ def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
             LARGE._replace(windowed=True),
             "bfloat16",
             "triton",
-            "the package sgl_kernel is not installed; not flashinfer: .* windows",
+            "the package sgl_kernel is not installed; not flashinfer,triton: .* windows",
         ),
         (SERVER, LARGE, "bfloat16", "grouped", "the package triton is not installed"),
     ],

@@ -1,4 +1,4 @@
-"""One backend for prompts, another for decode steps."""
+"""One backend for prompts, another for decode steps, on the same pages."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minisgl.attention.base import Attention, Meta, Pool, Replan
+from minisgl.attention.base import Attention, Capturable, Meta, Pool, Replan
 from minisgl.attention.flash_attention import FlashAttention
 from minisgl.attention.flashinfer import FlashInferAttention
+from minisgl.attention.triton import TritonAttention
 
 
 class HybridAttention:
-    """FlashAttention 3 where a row has several new positions, else FlashInfer."""
+    """``prompts`` where a row of the batch has several new positions, else ``decodes``."""
 
-    def __init__(self, pool: Pool, windows: Sequence[int | None]) -> None:
-        self._prompts = FlashAttention(pool, windows)
-        self._decodes = FlashInferAttention(pool, windows)
-        self._now: Attention = self._decodes
+    def __init__(self, prompts: Attention, decodes: Capturable) -> None:
+        self._prompts, self._decodes = prompts, decodes
+        self._now: Attention = decodes
 
     def prepare(self, meta: Meta) -> None:
         """See ``attention.base.Attention``."""
@@ -36,3 +36,18 @@ class HybridAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See ``attention.base.Attention``."""
         return self._now.attend(layer, q, k, v)
+
+
+def fa3_flashinfer(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """FlashAttention 3, then FlashInfer: what the reference system takes on Hopper GPUs."""
+    return HybridAttention(FlashAttention(pool, windows), FlashInferAttention(pool, windows))
+
+
+def fa3_triton(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """FlashAttention 3, then our own."""
+    return HybridAttention(FlashAttention(pool, windows), TritonAttention(pool, windows))
+
+
+def flashinfer_triton(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """FlashInfer, then our own."""
+    return HybridAttention(FlashInferAttention(pool, windows), TritonAttention(pool, windows))

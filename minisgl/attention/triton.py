@@ -32,6 +32,9 @@ class TritonAttention:
         self._pool, self._windows = pool, windows
         keys = pool.keys[0]
         self._kv_heads, self._dim = keys.shape[2], keys.shape[3]
+        # programmatic dependent launch, as the CUDA kernels around it have it
+        early = keys.is_cuda and torch.cuda.get_device_capability(keys.device) >= (9, 0)
+        self._early: dict[str, bool] = {"EARLY": early} | ({"launch_pdl": True} if early else {})
         self._wide = max(16, 1 << (self._dim - 1).bit_length())
         self._meta: Meta | None = None
         self._longest = 1  # new positions of a row
@@ -94,6 +97,7 @@ class TritonAttention:
             BLOCK_M=lines,
             BLOCK_K=_KEYS,
             SPLITS=splits,
+            **self._early,
         )
         if splits > 1:
             self._kernels.merge_splits[(tokens * heads,)](
@@ -105,6 +109,7 @@ class TritonAttention:
                 WIDE=self._wide,
                 SPLITS=splits,
                 COUNT=1 << (splits - 1).bit_length(),
+                **self._early,
             )
         return out
 

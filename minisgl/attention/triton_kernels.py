@@ -30,12 +30,17 @@ def attend_pages(
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Some new positions of a row, for the query heads of one key head, over a part of the keys.
 
     Lines of the block are (position, query head of the group). out: with one split the result, else
-    float32 parts, split after split, whose log2 sums of exponentials go to ``sums``.
+    float32 parts, split after split, whose log2 sums of exponentials go to ``sums``. EARLY: it may
+    be started before the kernel ahead in the stream has ended, and waits for that itself.
     """
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     head = tl.program_id(2) // SPLITS
     split = tl.program_id(2) % SPLITS
@@ -110,8 +115,12 @@ def merge_splits(
     WIDE: tl.constexpr,
     SPLITS: tl.constexpr,
     COUNT: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One line of the result from its parts. COUNT: SPLITS, rounded up to a power of two."""
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     line = tl.program_id(0)
     split = tl.arange(0, COUNT)
     column = tl.arange(0, WIDE)

@@ -355,6 +355,7 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
             seconds, records = run_offline(engine, offline(round_))
             work = offline(round_)
             least = offline_limit(name, work, gpu)
+            prompts, decodes = _busy(records)
             yield {
                 "model": name,
                 "what": "offline benchmark",
@@ -364,8 +365,22 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
                 "limit": work.num_tokens / least,
                 "of limit": least / seconds,
                 "steps": len(records),
+                "device in prompts": prompts,
+                "device in decodes": decodes,
+                "device idle": seconds - prompts - decodes,
             }
     _forget()
+
+
+def _busy(records: Sequence[StepRecord]) -> tuple[float, float]:
+    """Device seconds of steps with prompts, and of those without."""
+    seconds = [0.0, 0.0]
+    for record in records:
+        only_decodes = all(row.length == 1 for row in record.batch.rows)
+        for span in record.spans:
+            if span.lane == "device":
+                seconds[only_decodes] += span.end - span.start
+    return seconds[0], seconds[1]
 
 
 _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
@@ -378,8 +393,8 @@ _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
     {
         "flashinfer": {"attention": "flashinfer"},
         "fa3,flashinfer": {"attention": "fa3,flashinfer"},
-        "triton": {"attention": "triton"},
         "fa3": {"attention": "fa3"},
+        "triton": {"attention": "triton"},
     },
 )
 

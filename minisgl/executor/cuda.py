@@ -8,6 +8,7 @@ and the first row of a request with penalties, waits while it is launched.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,9 +41,14 @@ Contents = list[tuple[Tensor, Tensor]]  # keys and values of some pages on each 
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
 
+@functools.cache
+def stream_of(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all engines on a GPU: libraries keep memory for each stream that they see."""
+    return torch.cuda.Stream(device)
+
+
 class CudaForward:
-    """A model with its pages and tables on a GPU, and a stream. ``executor.forward.Forward`` is its
-    slow twin.
+    """A model with its pages and tables on a GPU. ``executor.forward.Forward`` is its slow twin.
 
     One page and one slot more than the configuration has belong to it: rows that pad a batch live
     there. config: resolved. depth: batches that may be in flight without any waiting.
@@ -63,7 +69,7 @@ class CudaForward:
         self._samples = group.rank == 0
         self._lane = "device" if group.size == 1 else f"device {group.rank}"
         self._num_pages, self._vocab_size = limits.num_pages, model_config.vocab_size
-        self._stream = torch.cuda.Stream(model.device)
+        self._stream = stream_of(model.device)
         self._pool = KVPool(
             model_config.num_layers,
             limits.num_pages + 1,
@@ -158,10 +164,8 @@ class CudaForward:
 
     def put(self, pages: Sequence[int], contents: Contents, rows: Sequence[int]) -> None:
         """Write to these pages what ``read`` returned in ``rows``, here or in another."""
-        torch.cuda.synchronize(self.device)  # they may have been copied on another's stream
         with self._streaming():
             self._pool.put(self._indices(pages), contents, self._indices(rows))
-        torch.cuda.synchronize(self.device)
 
     def copy_tables(self) -> Tables:
         """An independent copy of the tables."""
@@ -170,10 +174,8 @@ class CudaForward:
 
     def set_tables(self, tables: Tables) -> None:
         """Take over what ``copy_tables`` returned, here or in another."""
-        torch.cuda.synchronize(self.device)
         with self._streaming():
             self._tables.copy_(tables)
-        torch.cuda.synchronize(self.device)
 
     @property
     def page_bytes(self) -> int:
@@ -186,7 +188,7 @@ class CudaForward:
         return self._tables.num_bytes
 
     def fork(self) -> CudaForward:
-        """The same model with pages, tables and a stream of its own, all blank.
+        """The same model with pages and tables of its own, all blank.
 
         Raises MemoryError, with the bytes they need, where there is no room for them.
         """

@@ -167,7 +167,7 @@ BATCHES: dict[str, list[tuple[int, int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["fa3", "flashinfer", "fa3,flashinfer", "triton"])
+@pytest.mark.parametrize("name", ["fa3", "flashinfer", "triton"])
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("page_size", [1, 16, 64])
 @pytest.mark.parametrize("shape", [(4, 2, 64), (16, 8, 128), (32, 8, 128), (40, 8, 128)], ids=str)

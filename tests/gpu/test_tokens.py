@@ -34,6 +34,8 @@ CASES: list[dict[str, Any]] = [
         ("triton", True, True, 16),
         ("triton", False, False, 1),
         ("triton", True, True, 4),
+        ("fa3,triton", True, True, 64),
+        ("flashinfer,triton", True, False, 16),
         ("grouped", False, True, 16),
         ("torch", False, False, 16),
     )
@@ -44,7 +46,7 @@ CASES += [
     {"dtype": "float32"},
     {"graph_rows": 3, "attention": "triton"},
     {"prefix_cache": "naive", "max_step_tokens": 33},
-    {"admission": "optimistic", "num_pages": 24, "page_size": 16, "expected_output": 4},
+    {"admission": "optimistic", "num_pages": 64, "page_size": 16, "expected_output": 4},
 ]
 
 
