@@ -6,6 +6,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from minisgl.kernel.int4 import Int4
+
 
 class Matrix(Protocol):
     """A weight matrix in the form in which it is multiplied: (outputs, inputs), maybe a bias."""
@@ -20,7 +22,7 @@ class Matrix(Protocol):
     def rows(self, ids: Tensor) -> Tensor:
         """Rows of W in the dtype that is computed in: (n, inputs), which the caller may write to.
 
-        ids: (n,) int64.
+        ids: (n,) int64. Only for a matrix that was made with ``rows``.
         """
         ...
 
@@ -53,6 +55,11 @@ class Kernels(Protocol):
         half: round its numbers to float16, which can hold them; else they stay what they are.
         rows: whether its rows will be asked for. Raises ValueError where ``half`` cannot be had.
         """
+        ...
+
+    def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
+        """Take over a weight of four bits. No number is changed by more than the rounding to the
+        dtype that is computed in, which float32 does not need."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minisgl.kernel.base import DecodeInputs, DecodeTables, Matrix
 from minisgl.kernel.compile import load_cuda
+from minisgl.kernel.int4 import Int4
 from minisgl.kernel.plain import PlainKernels
 
 _PIECE: Final = 16  # bytes that a thread reads at a time
@@ -44,6 +45,10 @@ class CudaKernels:
         if weight.shape[1] * weight.element_size() % _PIECE or not weight.is_contiguous():
             return plain
         return _Few(self._gemv, plain, weight, bias)
+
+    def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
+        """See ``Kernels``. As torch has it."""
+        return self._plain.int4(weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Kernels``."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from minisgl.kernel import paging
 from minisgl.kernel.base import Matrix
 from minisgl.kernel.compile import load
+from minisgl.kernel.int4 import PER_WORD, Int4, unpack
 
 _BLOCK: Final = 1 << 20  # numbers rearranged at a time
 
@@ -32,6 +33,7 @@ class NativeKernels:
     def __init__(self) -> None:
         module = load()
         self._linear, self._panel = module["linear"], int(module["panel"]())
+        self._linear_int4 = module["linear_int4"]
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
         self._norm_and_rotate = module["norm_and_rotate"]
@@ -44,6 +46,11 @@ class NativeKernels:
         assert weight.dtype == torch.float32 and weight.device.type == "cpu", "float32 on a CPU"
         dtype = torch.float16 if half else _smallest(weight)
         return _Panels(self._linear, self._panel, weight, bias, dtype)
+
+    def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
+        """See ``Kernels``. Four bits stay four bits."""
+        assert weight.dtype == torch.float32 and weight.codes.device.type == "cpu", "float32, CPU"
+        return _Int4Panels(self._linear_int4, self._panel, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Kernels``."""
@@ -110,6 +117,44 @@ class _Panels:
     def rows(self, ids: Tensor) -> Tensor:
         """See ``Matrix``."""
         return self._weight[ids // self._panel, :, ids % self._panel].float()
+
+
+class _Int4Panels:
+    """(panels, groups, words, panel) int32: eight inputs' codes of one output in a word.
+
+    Beside them, for each panel and group, the outputs' scales and zeros in float16.
+    """
+
+    def __init__(self, linear: Any, panel: int, weight: Int4, bias: Tensor | None) -> None:
+        outputs, inputs = weight.shape
+        self.shape, self._bias, self._linear = (outputs, inputs), bias, linear
+        self._group, groups = weight.group, len(weight.scales)
+        count, words = -(-outputs // panel), -(-weight.group // PER_WORD)
+        self._codes = torch.zeros(count, groups, words, panel, dtype=torch.int32)
+        self._scales = torch.zeros(count, groups, panel, dtype=torch.float16)
+        self._zeros = torch.zeros_like(self._scales)
+        shifts = 4 * torch.arange(PER_WORD, dtype=torch.int32)[:, None]
+        for i in range(count):  # outputs are a multiple of 8, and so is a panel
+            end = min((i + 1) * panel, outputs)
+            some, width = slice(i * panel // PER_WORD, end // PER_WORD), end - i * panel
+            codes = torch.zeros(groups, words * PER_WORD, width, dtype=torch.int32)
+            codes[:, : self._group] = unpack(weight.codes[:, some]).view(groups, -1, width)
+            spread = codes.view(groups, words, PER_WORD, width) << shifts
+            self._codes[i, ..., :width] = spread.sum(2, dtype=torch.int32)
+            self._scales[i, :, :width] = weight.scales[:, i * panel : end]
+            self._zeros[i, :, :width] = unpack(weight.zeros[:, some])
+        self.num_bytes = self._codes.nbytes + self._scales.nbytes + self._zeros.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        out = torch.empty(len(x), self.shape[0])
+        parts = self._codes, self._scales, self._zeros, self._group
+        self._linear(x, *parts, self._bias, out, torch.get_num_threads())
+        return out
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        raise AssertionError("its rows were not asked for")
 
 
 def _smallest(weight: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from minisgl.kernel import paging
 from minisgl.kernel.base import Matrix
+from minisgl.kernel.int4 import Int4, dequantise
 
 
 class PlainKernels:
@@ -20,6 +21,10 @@ class PlainKernels:
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
         """See ``Kernels``. As it is, or as FBGEMM packs float16."""
         return FbgemmMatrix(weight, bias, rows) if half else PlainMatrix(weight, bias)
+
+    def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
+        """See ``Kernels``. Dequantised once: as fast as other weights, and as large."""
+        return PlainMatrix(dequantise(weight), bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Kernels``."""

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "gemm.h"
+#include "int4.h"
 #include "rows.h"
 
 namespace {
@@ -34,7 +35,9 @@ void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorVi
                    out.size(0) == rows && (rows == 1 || x.stride(0) == inputs))
         << "x, packed weight and out do not fit";
     auto run = [&](auto* weight) {
-        minisgl::gemm(floats(x), rows, inputs, weight, floats(bias), floats(out), outputs, threads);
+        auto panel_at = [=](int64_t p) { return weight + p * inputs * minisgl::kPanel; };
+        minisgl::gemm(floats(x), rows, inputs, panel_at, floats(bias), floats(out), outputs,
+                      threads);
     };
     const DLDataType type = packed.dtype();
     if (type.code == kDLFloat && type.bits == 32) {
@@ -45,6 +48,24 @@ void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorVi
         TVM_FFI_ICHECK(type.code == kDLBfloat && type.bits == 16) << "weights of another type";
         run(static_cast<const minisgl::Bfloat*>(packed.data_ptr()));
     }
+}
+
+// codes: (panels, groups, words, panel) int32; scales, zeros: (panels, groups, panel) float16; the
+// rest as above.
+void linear_int4(TensorView x, TensorView codes, TensorView scales, TensorView zeros, int64_t group,
+                 Optional<TensorView> bias, TensorView out, int64_t threads) {
+    const int64_t rows = x.size(0), inputs = x.size(1), outputs = out.size(1);
+    const minisgl::Int4 weight{static_cast<const int32_t*>(codes.data_ptr()),
+                               static_cast<const minisgl::Half*>(scales.data_ptr()),
+                               static_cast<const minisgl::Half*>(zeros.data_ptr()), codes.size(1),
+                               group};
+    TVM_FFI_ICHECK(weight.groups * group == inputs && codes.size(2) == weight.words() &&
+                   codes.size(3) == minisgl::kPanel &&
+                   codes.size(0) == (outputs + minisgl::kPanel - 1) / minisgl::kPanel &&
+                   out.size(0) == rows && (rows == 1 || x.stride(0) == inputs))
+        << "x, packed weight and out do not fit";
+    minisgl::gemm_int4(floats(x), rows, inputs, weight, floats(bias), floats(out), outputs,
+                       threads);
 }
 
 void rms_norm(TensorView x, Optional<TensorView> residual, TensorView weight, double eps,
@@ -126,6 +147,7 @@ void attend(TensorView q, TensorView k, TensorView v, TensorView keys, TensorVie
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(panel, panel);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, linear);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_int4, linear_int4);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(norm_and_rotate, norm_and_rotate);

@@ -16,6 +16,18 @@ namespace minisgl {
 constexpr int64_t kChunkFloats = 64 << 10;  // of x that are used together: a part of the L2 cache
 constexpr int64_t kAhead = 16 << 10;  // bytes between the weights that are used and those fetched
 
+// out[0..columns) = bias + sums, the two registers of one row of a tile.
+inline void finish(const Vec sums[2], const float* bias, float* out, int columns) {
+    float whole[kPanel];
+    float* to = columns == kPanel ? out : whole;
+    store(to, sums[0]);
+    store(to + kLanes, sums[1]);
+    if (bias) {
+        for (int j = 0; j < columns; ++j) to[j] += bias[j];
+    }
+    if (to == whole) std::memcpy(out, whole, columns * sizeof(float));
+}
+
 // out[m][0..columns) = bias + sum over i < inputs of x[m][i] * panel[i][0..columns)
 template <int M, typename Weight>
 void tile(const float* x, int64_t x_stride, const Weight* panel, int64_t inputs, const float* bias,
@@ -47,17 +59,12 @@ void tile(const float* x, int64_t x_stride, const Weight* panel, int64_t inputs,
         }
     }
     for (int m = 0; m < M; ++m) {
-        float whole[kPanel];
-        float* to = columns == kPanel ? out + m * out_stride : whole;
-        for (int side = 0; side < 2; ++side) {
-            Vec total = sums[0][m][side];
-            for (int c = 1; c < kChains; ++c) total += sums[c][m][side];
-            store(to + side * kLanes, total);
+        Vec total[2] = {sums[0][m][0], sums[0][m][1]};
+        for (int c = 1; c < kChains; ++c) {
+            total[0] += sums[c][m][0];
+            total[1] += sums[c][m][1];
         }
-        if (bias) {
-            for (int j = 0; j < columns; ++j) to[j] += bias[j];
-        }
-        if (to == whole) std::memcpy(out + m * out_stride, whole, columns * sizeof(float));
+        finish(total, bias, out + m * out_stride, columns);
     }
 }
 
@@ -88,9 +95,10 @@ void tile(int rows, const float* x, int64_t x_stride, const Weight* panel, int64
     }
 }
 
-// x: (rows, inputs), packed: (panels, inputs, kPanel), out: (rows, outputs), all contiguous.
-template <typename Weight>
-void gemm(const float* x, int64_t rows, int64_t inputs, const Weight* packed, const float* bias,
+// x: (rows, inputs), out: (rows, outputs), both contiguous. panel_at(p): where panel p's weights
+// are, (inputs, kPanel), until the same thread asks for another.
+template <typename PanelAt>
+void gemm(const float* x, int64_t rows, int64_t inputs, PanelAt panel_at, const float* bias,
           float* out, int64_t outputs, int threads) {
     const int64_t panels = (outputs + kPanel - 1) / kPanel;
     const int64_t fit = std::max<int64_t>(kRows, kChunkFloats / inputs / kRows * kRows);
@@ -113,7 +121,7 @@ void gemm(const float* x, int64_t rows, int64_t inputs, const Weight* packed, co
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
         for (int64_t p = 0; p < panels; ++p) {
             const int columns = std::min<int64_t>(kPanel, outputs - p * kPanel);
-            const Weight* panel = packed + p * inputs * kPanel;
+            const auto* panel = panel_at(p);
             for (int64_t b = 0; b < blocks; ++b) {  // of nearly equal size
                 const int64_t begin = count * b / blocks, end = count * (b + 1) / blocks;
                 tile(end - begin, from + begin * from_stride, from_stride, panel, inputs,
