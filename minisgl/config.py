@@ -81,7 +81,9 @@ class EngineConfig:
         (AUTO, "torch", "native", "cuda"),
     )
     quantization: str | None = _option(
-        AUTO, "how weights are kept; None: as stored; fp16: rounded", (AUTO, None, "fp16")
+        AUTO,
+        "how weights are kept; None: as stored; fp16: rounded; awq: in the 4 bits they come in",
+        (AUTO, None, "fp16", "awq"),
     )
     cuda_graph: bool | Auto = _option(
         AUTO, "launch a decode step as one recorded graph (GPU)", (AUTO, True, False)
@@ -232,6 +234,7 @@ class ModelFacts(NamedTuple):
     intermediate_size: int = 1
     head_dim: int = 128
     windowed: bool = False  # some layers see the newest positions only
+    stored_quantization: str | None = None  # "awq": matrices are stored in four bits
 
     def kv_heads_of(self, tp: int) -> int:
         """The key and value heads that each of ``tp`` ranks holds."""
@@ -274,7 +277,7 @@ def resolve(
                 else "float16" if on_gpu else "float32"
             )
         )
-    out = _with_kernels(out, hardware, model)
+    out = _with_quantization(_with_kernels(out, hardware, model), model)
     if out.threads == AUTO:
         small = model.num_parameters < _SMALL_MODEL
         out = out.but(threads=1 if small else max(1, hardware.cores // out.tp))
@@ -342,10 +345,7 @@ def _check_tp(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> No
 
 
 def _with_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> EngineConfig:
-    """Compiled kernels wherever they can compute the model: faster at every size that was measured.
-
-    Weights stay as they are stored: "auto" never changes a number.
-    """
+    """Compiled kernels wherever they can compute the model: faster at all sizes measured."""
     can = config.device == "cpu" and config.dtype == "float32" and hardware.native
     if "native" in (config.attention, config.kernels) and not can and config.runner == "torch":
         raise ValueError(
@@ -372,9 +372,7 @@ def _with_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -
         out = out.but(attention="native" if can else "grouped")
     if out.kernels == AUTO:
         out = out.but(kernels="native" if can else "torch")
-    if out.cuda_graph == AUTO:
-        out = out.but(cuda_graph=False)
-    return out.but(quantization=None) if out.quantization == AUTO else out
+    return out.but(cuda_graph=False) if out.cuda_graph == AUTO else out
 
 
 def _with_gpu_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> EngineConfig:
@@ -434,3 +432,14 @@ def _cannot(name: str, dtype: str, hardware: Hardware, model: ModelFacts) -> str
         if part == "flashinfer" and model.windowed:
             return "flashinfer's kernels for sliding windows are not built here"
     return None
+
+
+def _with_quantization(config: EngineConfig, model: ModelFacts) -> EngineConfig:
+    """Weights stay as they are stored: "auto" never changes a number."""
+    stored, asked = model.stored_quantization, config.quantization
+    if asked == "awq" and stored is None:
+        raise ValueError(
+            f"quantization='awq' was asked; the weights are stored in {model.stored_dtype}, not in "
+            f"four bits: minisgl quantize MODEL --out DIR makes such a checkpoint of them"
+        )
+    return config.but(quantization=stored) if asked in (None, AUTO) else config

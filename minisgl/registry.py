@@ -35,6 +35,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
     "quantization": {
         "stored": "minisgl.layers.quantization.stored:stored",
         "fp16": "minisgl.layers.quantization.fp16:fp16",
+        "awq": "minisgl.layers.quantization.awq:awq",
     },
     "view": {  # what a trace can show of itself, for the views stand above it
         "plot": "minisgl.inspector.plot:Plot",

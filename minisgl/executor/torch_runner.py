@@ -182,7 +182,8 @@ def load_model(
     dtype: torch.dtype = getattr(torch, config.dtype)
     kernels = registry.find("kernels", config.kernels)()
     quantization = registry.find("quantization", config.quantization or "stored")
-    with Weights(folder, dtype, torch.device(config.device), kernels, quantization) as weights:
+    device, packing = torch.device(config.device), model_config.packing
+    with Weights(folder, dtype, device, kernels, quantization, packing) as weights:
         if model_config.tied:
             weights.ignore("lm_head.weight")  # many checkpoints store the tied head all the same
         model: Model = registry.find("model", model_config.architecture)(

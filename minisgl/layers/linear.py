@@ -1,40 +1,27 @@
-"""Linear layers whose weight is one tensor on each rank, filled part by part from a checkpoint."""
+"""Linear layers that multiply with one matrix on each rank, read part by part."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from torch import Tensor
 
 from minisgl.distributed.group import Group, share
-from minisgl.layers.source import Source
-
-
-class Part(NamedTuple):
-    """The rows of one stored matrix that this rank owns."""
-
-    name: str  # without ".weight"
-    total: int  # rows of the stored matrix
-    rows: range
+from minisgl.layers.source import Part, Source
 
 
 class ColumnLinear:
     """y = x W^T + b for this rank's outputs: rows of several stored matrices, stacked once."""
 
     def __init__(self, source: Source, parts: Sequence[Part], in_features: int, bias: bool) -> None:
-        out_features = sum(len(part.rows) for part in parts)
-        weight = source.empty(out_features, in_features)
-        biases = source.empty(out_features) if bias else None
-        begin = 0
-        for part in parts:
-            end, first = begin + len(part.rows), part.rows.start
-            shape = (part.total, in_features)
-            source.fill(weight[begin:end], f"{part.name}.weight", shape, (first, 0))
-            if biases is not None:
-                source.fill(biases[begin:end], f"{part.name}.bias", (part.total,), (first,))
-            begin = end
-        self.matrix = source.matrix(weight, biases)
+        biases = None
+        if bias:
+            biases, begin = source.empty(sum(len(part.rows) for part in parts)), 0
+            for part in parts:
+                own = biases[begin : begin + len(part.rows)]
+                source.fill(own, f"{part.name}.bias", (part.total,), (part.rows.start,))
+                begin += len(own)
+        self.matrix = source.linear(parts, in_features, range(in_features), biases)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (tokens, in_features). Returns (tokens, this rank's outputs)."""
@@ -54,9 +41,8 @@ class RowLinear:
         bias: bool,
         group: Group,
     ) -> None:
-        weight = source.empty(out_features, len(columns))
-        source.fill(weight, f"{name}.weight", (out_features, in_features), (0, columns.start))
-        self.matrix = source.matrix(weight)
+        whole = Part(name, out_features, range(out_features))
+        self.matrix = source.linear([whole], in_features, columns)
         self.bias = source.empty(out_features) if bias else None
         if self.bias is not None:
             source.fill(self.bias, f"{name}.bias", (out_features,))

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from minisgl.kernel.base import Kernels, Matrix
+
+
+class Part(NamedTuple):
+    """The rows of one stored matrix that this rank owns."""
+
+    name: str  # without ".weight"
+    total: int  # rows of the stored matrix
+    rows: range
 
 
 class Source(Protocol):
@@ -30,4 +39,15 @@ class Source(Protocol):
 
     def matrix(self, weight: Tensor, bias: Tensor | None = None, *, rows: bool = False) -> Matrix:
         """Take over a filled weight (outputs, inputs), to multiply with; rows: or to look up."""
+        ...
+
+    def linear(
+        self, parts: Sequence[Part], inputs: int, columns: range, bias: Tensor | None = None
+    ) -> Matrix:
+        """Read these parts, stacked, in the form they are stored in: a matrix to multiply with.
+
+        inputs: of the stored matrices; columns: those of them that this rank owns. bias is taken
+        over. Raises ValueError where a matrix is not there, measures something else, or is packed
+        so that this rank's part cannot be cut out.
+        """
         ...

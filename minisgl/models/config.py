@@ -16,6 +16,7 @@ from minisgl import registry
 from minisgl.config import ModelFacts
 from minisgl.layers.rotary import Rope
 from minisgl.models.fields import Fields
+from minisgl.models.packing import Packing
 
 DTYPE_BYTES: Final = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
 
@@ -50,6 +51,7 @@ class ModelConfig:
     tied: bool  # the output head is the embedding
     stored_dtype: str
     eos_token_ids: tuple[int, ...]
+    packing: Packing | None = None  # of the matrices; None: each number stands for itself
 
     @staticmethod
     def read(folder: Path) -> ModelConfig:
@@ -91,6 +93,7 @@ class ModelConfig:
             tied=fields.flag("tie_word_embeddings"),
             stored_dtype=dtype,
             eos_token_ids=_eos(folder, fields),
+            packing=Packing.read(folder, fields),
         )
 
     @property
@@ -120,6 +123,7 @@ class ModelConfig:
             self.intermediate_size,
             self.head_dim,
             any(self.traits.windows),
+            None if self.packing is None else "awq",
         )
 
 
@@ -156,13 +160,6 @@ def _architecture(fields: Fields) -> str:
 
 
 def _refuse_what_no_model_has(fields: Fields) -> None:
-    quantization = fields.inner("quantization_config")
-    if quantization.values:
-        method = quantization.get("quant_method")
-        raise ValueError(
-            f"{fields.where}: quantization_config asks for {method!r}; this version loads float32, "
-            f"float16 and bfloat16 weights only; take the unquantized checkpoint"
-        )
     fields.refuse("hidden_act", "silu")
     fields.refuse("partial_rotary_factor", 1)
 

@@ -56,7 +56,7 @@ class Decoder(ABC):
     def __init__(self, source: Source, config: ModelConfig, group: Group) -> None:
         vocab, hidden = config.vocab_size, config.hidden_size
         self.embedding = VocabMatrix(source, "model.embed_tokens", vocab, hidden, group)
-        self.layers = [_Layer(source, layer, config, group) for layer in range(config.num_layers)]
+        self.layers = [Layer(source, layer, config, group) for layer in range(config.num_layers)]
         self.norm = RMSNorm(source, "model.norm", hidden, config.norm_eps)
         self.head = (
             self.embedding if config.tied else VocabMatrix(source, "lm_head", vocab, hidden, group)
@@ -86,7 +86,9 @@ class Decoder(ABC):
         return [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
 
 
-class _Layer:
+class Layer:
+    """Attention and a gated MLP, each after a norm and added to what came in."""
+
     def __init__(self, source: Source, layer: int, config: ModelConfig, group: Group) -> None:
         name, hidden = f"model.layers.{layer}", config.hidden_size
         self.attention_norm = RMSNorm(source, f"{name}.input_layernorm", hidden, config.norm_eps)

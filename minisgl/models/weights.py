@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -22,14 +22,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minisgl.kernel.base import Kernels, Matrix
+from minisgl.kernel.int4 import Int4, dequantise
 from minisgl.kernel.plain import PlainKernels
 from minisgl.layers.quantization.base import Quantization
 from minisgl.layers.quantization.stored import stored
+from minisgl.layers.source import Part
+from minisgl.models.packing import Packing
 
 _MAPPED_BYTES: Final = 16 << 20  # read from one mapping before it is given up
 _QUIET_BYTES: Final = 1 << 30  # smaller checkpoints load without a progress bar
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_RECOMPUTED = ("rotary_emb.inv_freq",)  # old checkpoints store what every model computes itself
+RECOMPUTED: Final = (
+    "rotary_emb.inv_freq",
+)  # old checkpoints store what every model computes itself
 
 
 class Weights:
@@ -46,16 +51,19 @@ class Weights:
         device: torch.device,
         kernels: Kernels | None = None,
         quantization: Quantization = stored,
+        packing: Packing | None = None,
+        progress: bool = True,
     ) -> None:
-        """kernels: what the layers compute with; None: torch."""
+        """kernels: what the layers compute with; None: torch. packing: of the matrices there.
+        progress: show it where there is much to read."""
         self.dtype, self.device = dtype, device
         self.kernels: Kernels = kernels or PlainKernels()
-        self._quantization = quantization
+        self._quantization, self._packing = quantization, packing
         self._where = {name: file for file in weight_files(folder) for name in _File(file).names()}
         self._folder, self._open = folder, dict[Path, _File]()
-        self._unread = {name for name in self._where if not name.endswith(_RECOMPUTED)}
+        self._unread = {name for name in self._where if not name.endswith(RECOMPUTED)}
         size = sum(file.stat().st_size for file in set(self._where.values()))
-        self._progress = _progress_bar(size) if size >= _QUIET_BYTES else None
+        self._progress = _progress_bar(size) if progress and size >= _QUIET_BYTES else None
 
     def __enter__(self) -> Weights:
         return self
@@ -86,6 +94,35 @@ class Weights:
         """Take over a filled weight (outputs, inputs), to multiply with; rows: or to look up."""
         return self._quantization(self.kernels, weight, bias, rows=rows)
 
+    def linear(
+        self, parts: Sequence[Part], inputs: int, columns: range, bias: Tensor | None = None
+    ) -> Matrix:
+        """See ``layers.source.Source``. Packed parts among others are unpacked: that is exact, and
+        takes the memory of the others."""
+        packed = [part for part in parts if self._is_packed(part.name)]
+        if len(packed) == len(parts):
+            return self._quantization(
+                self.kernels, self._int4(parts, inputs, columns), bias, rows=False
+            )
+        weight, begin = self.empty(sum(len(part.rows) for part in parts), len(columns)), 0
+        for part in parts:
+            own = weight[begin : begin + len(part.rows)]
+            if part in packed:
+                own.copy_(dequantise(self._int4([part], inputs, columns)))
+            else:
+                at = (part.rows.start, columns.start)
+                self.fill(own, f"{part.name}.weight", (part.total, inputs), at)
+            begin += len(own)
+        return self.matrix(weight, bias)
+
+    def _is_packed(self, name: str) -> bool:
+        """The files decide: what config.json leaves unpacked by name has a weight there."""
+        return self._packing is not None and f"{name}.weight" not in self._where
+
+    def _int4(self, parts: Sequence[Part], inputs: int, columns: range) -> Int4:
+        assert self._packing is not None
+        return self._packing.matrix(self.fill, parts, inputs, columns, self.dtype, self.device)
+
     def ignore(self, name: str) -> None:
         """Do not warn when nothing reads this weight."""
         self._unread.discard(name)
@@ -95,9 +132,9 @@ class Weights:
     ) -> None:
         """Copy the box of into's shape that begins at ``at`` (None: zeros) in the tensor ``name``.
 
-        Converts to into's dtype and device. Reads only the box.
-        shape: what the whole stored tensor must measure.
-        Raises ValueError if the tensor is missing or measures something else.
+        Converts to into's dtype and device, but never between integers and others. Reads only the
+        box. shape: what the whole stored tensor must measure.
+        Raises ValueError if the tensor is missing, measures or is something else.
         """
         if name not in self._where:
             raise ValueError(self._missing(name))
@@ -108,6 +145,9 @@ class Weights:
             raise ValueError(
                 f"{path}: {name} should measure {shape}, config.json says; it is {there}"
             )
+        if ("F" in file.dtype(name)) != into.is_floating_point():
+            wants = "floating point" if into.is_floating_point() else "integers"
+            raise ValueError(f"{path}: {name} should hold {wants}; it holds {file.dtype(name)}")
         corner = at if at is not None else (0,) * into.dim()
         rest = tuple(
             slice(begin, begin + size)
@@ -126,6 +166,12 @@ class Weights:
     def _missing(self, name: str) -> str:
         files = sorted({path.name for path in self._where.values()})
         listed = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        stem = name.removesuffix(".weight")
+        if self._packing is None and f"{stem}.qweight" in self._where:
+            return (
+                f"{self._folder}: {stem} is packed, and neither config.json (quantization_config) "
+                f"nor quant_config.json says how"
+            )
         near = difflib.get_close_matches(name, self._where, 3, cutoff=0.7)
         like = f"; near it: {', '.join(near)}" if near else ""
         return f"{self._folder}: no weight {name} in {listed}{like}"
@@ -145,6 +191,11 @@ class _File:
     def shape(self, name: str) -> tuple[int, ...]:
         """What a tensor measures."""
         return tuple(self._mapped().get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """What a tensor's numbers are, as safetensors calls it: F16, I32."""
+        dtype: str = self._mapped().get_slice(name).get_dtype()
+        return dtype
 
     def copy(self, into: Tensor, name: str, box: tuple[slice, ...]) -> int:
         """Copy a box of a tensor; how many bytes that touched."""

@@ -151,7 +151,7 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_fr
         ({"rope_theta": -1}, "rope_theta is -1"),
         ({"dtype": "float8_e4m3fn"}, "dtype is 'float8_e4m3fn'; .*float32, float16, bfloat16"),
         ({"torch_dtype": 3}, "torch_dtype is 3"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config asks for 'awq'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quant_method=.gptq. is not supported"),
         ({"sliding_window": 100}, "sliding_window=100 is not supported"),
         ({"layer_types": ["sliding_attention"] * 4}, "layer_types names sliding_attention"),
         ({"layer_types": ["full_attention"] * 3}, "layer_types is .* 4 times"),

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from minisgl.kernel.base import Kernels, Matrix
+from minisgl.kernel.int4 import Int4, dequantise
 
 LARGEST: Final = torch.finfo(torch.float16).max
 
 
-def fp16(kernels: Kernels, weight: Tensor, bias: Tensor | None, *, rows: bool) -> Matrix:
+def fp16(kernels: Kernels, weight: Tensor | Int4, bias: Tensor | None, *, rows: bool) -> Matrix:
     """See ``Quantization``. Half the memory of float32, and of the bytes that a token reads."""
+    if isinstance(weight, Int4):
+        weight = dequantise(weight)
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         raise ValueError(
             f"quantization='fp16' packs weights for float32 on a CPU; these are {weight.dtype} on "
