@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from minisgl import lab
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
         description="An LLM inference engine that can be stepped. Without a command: serve.",
         parents=[common, served],
     )
-    commands = top.add_subparsers(dest="command", metavar="{serve,demo,lab,bench}")
+    commands = top.add_subparsers(dest="command", metavar="{serve,demo,lab,bench,quantize}")
     commands.add_parser(
         "serve",
         parents=[common, served],
@@ -118,6 +119,22 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     bench.add_argument("--json", metavar="FILE", help="write the results there, too")
+    quantize = commands.add_parser(
+        "quantize",
+        help="make a checkpoint of four-bit weights (AWQ)",
+        description="Write MODEL to DIR with the matrices of its layers in four bits, fitted to a "
+        "calibration text (AWQ, Lin et al. 2023). Interrupted, the same command goes on.",
+    )
+    quantize.add_argument("model", metavar="MODEL", help="tiny, a folder or a Hugging Face id")
+    quantize.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new folder")
+    text = "text like what the model is for (what our own generator writes)"
+    quantize.add_argument("--calibration", type=Path, metavar="FILE", help=text)
+    groups = "inputs that share a scale: 128, 64, 32, or -1 for all (128)"
+    quantize.add_argument("--group-size", type=int, default=128, metavar="N", help=groups)
+    samples = "pieces of the text (32)"
+    quantize.add_argument("--samples", type=int, default=32, metavar="N", help=samples)
+    length = "tokens in a piece (512)"
+    quantize.add_argument("--length", type=int, default=512, metavar="N", help=length)
     return top
 
 
@@ -168,6 +185,18 @@ def _lab(given: argparse.Namespace, further: Sequence[str]) -> NoReturn:
     lab.start(words, given.token)
 
 
+def _quantize(model: str, given: argparse.Namespace) -> Iterator[str]:
+    from minisgl import calibrate
+
+    for name in ("samples", "length"):
+        if getattr(given, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(given, name)}")
+    if given.group_size < 1 and given.group_size != -1:
+        raise ValueError(f"--group-size must be at least 1, or -1, got {given.group_size}")
+    group = None if given.group_size < 0 else given.group_size
+    return calibrate.run(model, given.out, given.calibration, group, given.samples, given.length)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 if it cannot be done as asked, after saying why."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -183,6 +212,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _serve(model, config, arguments)
         if arguments.command == "lab":
             _lab(arguments, further)
+        if arguments.command == "quantize":
+            for line in _quantize(model, arguments):
+                print(line, flush=True)
+            return 0
         if arguments.command == "bench":
             from minisgl.bench import report
 

@@ -29,7 +29,7 @@ TOP = (
     ("tokenizer", "message", "tiny"),
     ("build",),
     ("llm", "whatif", "attach"),
-    ("bench", "server", "demo", "lab"),
+    ("bench", "server", "demo", "lab", "calibrate"),
     ("__init__",),
     ("__main__",),
 )
