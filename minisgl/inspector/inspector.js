@@ -2011,7 +2011,7 @@ class Step extends View {
       h("span.soft", { textContent: facts.join(" · ") }));
     if (app.live && !over && app.session.atHead)
       head.append(app.button("Abort", "end this request now", () => app.command("abort", { rid: selected })));
-    if (app.live)
+    if (app.live && !app.session.runStatus.served)
       head.append(app.button("Skip its arrival", "run everything again without this request, as a new run",
         () => app.command("skip", { rid: selected })));
     const prompt = film.promptText(i), out = film.text(ids, 0, ids.length);
@@ -2026,8 +2026,8 @@ class Step extends View {
   /** What the engine would launch next, to be edited and launched. */
   drawPlan() {
     const { app } = this, { plan, busy } = app.session.runStatus, { plan: el } = this;
-    el.hidden = !app.live;
-    if (!app.live) return;
+    el.hidden = !app.live || !!app.session.runStatus.served;
+    if (el.hidden) return;
     const head = app.session.atHead, key = JSON.stringify([plan, head, busy]);
     if (el.key === key) return;
     el.key = key;
@@ -3345,6 +3345,8 @@ class Inspector {
     this.forkButton = this.button("Fork here", "a new run from this step on, with other toggles", () => this.forkPop());
     this.rewindButton = this.button("Rewind here", "take the engine back to this step", () =>
       this.command("rewind", { to: this.k + 1 }));
+    this.serverButton = this.button("Pause", "stop and start the server's engine; the others wait meanwhile", () =>
+      this.command(this.session.runStatus.served.paused ? "resume" : "pause"));
     this.breakButton = this.button("Breakpoints", "where running and playing stop", () => this.breakPop());
     this.helpButton = this.button("?", "keys (?)", () => this.helpPop());
     this.configButton = h("button.pill", {
@@ -3364,7 +3366,7 @@ class Inspector {
         h("span.buttons", {}, this.first, this.prev, this.back, this.playButton, this.stepButton, this.next, this.lastButton),
         this.speedBox,
         h("span.scrub", {}, this.track, this.range), h("span.pos", {}, this.position, this.of),
-        h("span.actions", {}, this.forkButton, this.rewindButton, this.breakButton, this.helpButton)),
+        h("span.actions", {}, this.serverButton, this.forkButton, this.rewindButton, this.breakButton, this.helpButton)),
       h("div.words1", {}, this.sentence, this.pills), this.divergence, this.message, this.failure, this.grid, this.voice);
     this.lanes = new Lanes(this);
     this.stepView = new Step(this);
@@ -3477,8 +3479,11 @@ class Inspector {
     if (document.activeElement !== this.position) this.position.value = none ? "–" : String(k);
     this.position.style.width = `${Math.max(2, String(film.last).length) + 1.5}ch`;
     say(this.of, `/ ${none ? "–" : film.last}`);
-    this.forkButton.hidden = !live || !status.forkable;
-    this.rewindButton.hidden = !live;
+    const { served } = runStatus;
+    this.serverButton.hidden = !live || !served;
+    if (served) say(this.serverButton, served.paused ? "Resume" : "Pause");
+    this.forkButton.hidden = !live || !!served || !status.forkable;
+    this.rewindButton.hidden = !live || !!served;
     this.forkButton.disabled = none || locked;
     this.rewindButton.disabled = none || atHead || locked;
     this.updateTabs();

@@ -6,8 +6,10 @@ rebuilds what has arrived, so all of the history has one writer.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -49,9 +51,11 @@ class Served:
         self.paused = False
         path = "/watch" if admin_key is None else "/admin/watch"
         self._connection, self._stream = self._open("GET", path, None, _SILENCE)
+        self._socket = self._connection.sock
         self._thread = threading.Thread(target=self._read, name="minisgl-watch", daemon=True)
         self._thread.start()
-        self._take(self._next(_CONNECT))
+        for _ in range(2):  # the header, and the state with which the view begins
+            self._take(self._next(_CONNECT))
         if self._over is not None:
             raise ConnectionError(f"{self.url}: {self._over}")
         self._decode = decode(self._reading.header.model) if admin_key is not None else None
@@ -103,7 +107,7 @@ class Served:
     def close(self) -> None:
         """Watch no more. The server goes on."""
         self._over = self._over or "closed"
-        self._connection.close()
+        self._hang_up()
 
     def __enter__(self) -> Served:
         return self
@@ -157,6 +161,13 @@ class Served:
             raise PermissionError(f"{self.url} does not let us in: {said}")
         raise RuntimeError(f"{self.url} refuses: {said}")
 
+    def _hang_up(self) -> None:
+        """End the stream. The thread may be reading it: that must end first, or both would wait."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join(_CONNECT)
+        self._connection.close()
+
     def _read(self) -> None:
         """The thread: events into the queue, None at the end."""
         over = "the server has ended"
@@ -188,7 +199,7 @@ class Served:
             self._reading.take(parsed(event), len(event))
         except (ValueError, RecursionError) as error:
             self._over = f"what {self.url} sends makes no sense: {error}"
-            self._connection.close()
+            self._hang_up()
             raise ValueError(self._over) from error
 
 

@@ -228,7 +228,9 @@ class Inspector(anywidget.AnyWidget):
             case "step" if run.served is not None:
                 run.served.step()
             case "run" if run.served is not None:
-                raise ValueError(f"{run.name} runs by itself: pause it, or let it go on")
+                if run.served.paused:  # else it runs by itself
+                    run.served.step(as_int("steps", content.get("steps", 64), 1))
+                return {"ran": 0, "stopped": "limit"}
             case "pause" | "resume" | "abort" if run.served is not None:
                 self._order(run.served, content)
             case "step":

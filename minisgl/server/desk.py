@@ -256,6 +256,10 @@ class Desk:
         for future in self._asked.values():
             if not future.done():
                 future.set_exception(self._down)
+        self.end_views(reason)
+
+    def end_views(self, reason: str) -> None:
+        """Let nobody watch any more."""
         for viewer in self._viewers.values():
             viewer.end(reason)
 

@@ -83,7 +83,8 @@ class Server:
                 server_header=False,
             )
         )
-        tasks = [asyncio.ensure_future(self._deliver(inbox)), asyncio.ensure_future(self._start())]
+        work = (self._deliver(inbox), self._start(), self._end_views())
+        tasks = [asyncio.ensure_future(each) for each in work]
         try:
             await self._http.serve([self._listener])
         finally:
@@ -171,6 +172,12 @@ class Server:
         while True:
             frames = await arrived.recv_multipart()
             self._desk.take(inbox.read(frames))
+
+    async def _end_views(self) -> None:
+        """Once the server is to end, those who only watch are not waited for."""
+        while not self._http.should_exit:
+            await asyncio.sleep(0.1)
+        self._desk.end_views("the server ends")
 
     def _end(self) -> None:
         loop = asyncio.get_running_loop()
