@@ -135,7 +135,7 @@ class Desk:
         self._replies: dict[int, Reply] = {}  # by rid, until it is over
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._viewers: dict[int, Viewer] = {}
-        self._down: ApiError | None = unavailable("the model is being loaded")
+        self._down: str | None = "the model is being loaded"  # why nobody can be asked
         self.ready: Ready | None = None
         self.load: Load | None = None  # the engine's numbers after its last step
         self.is_ready = asyncio.Event()
@@ -149,8 +149,8 @@ class Desk:
 
     def check_up(self) -> Ready:
         """What the engine is. Raises ``ApiError`` while it cannot be asked."""
-        if self._down is not None:
-            raise self._down
+        if self._down is not None:  # each time another: a raised error keeps what raised it
+            raise unavailable(self._down)
         assert self.ready is not None
         return self.ready
 
@@ -250,12 +250,12 @@ class Desk:
 
     def fail(self, reason: str) -> None:
         """Nobody answers any more: end everything that is open with this reason."""
-        self._down = unavailable(reason)
+        self._down = reason
         for reply in self._replies.values():
-            reply.fail(self._down)
+            reply.fail(unavailable(reason))
         for future in self._asked.values():
             if not future.done():
-                future.set_exception(self._down)
+                future.set_exception(unavailable(reason))
         self.end_views(reason)
 
     def end_views(self, reason: str) -> None:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
+from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -17,7 +18,7 @@ from minisgl.server.desk import Desk, Reply
 from minisgl.server.errors import ApiError
 from minisgl.server.replies import Writer
 
-_GONE = ApiError(499, "the client has gone away")
+_GONE: Final = 499  # as nginx has it; nobody is there to read it
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Exchange(Response):
                     watch.cancel()
                     self._ended(reply)
         except ApiError as error:
-            if error.status != _GONE.status:
+            if error.status != _GONE:
                 await self._fail(error, send)
         except asyncio.CancelledError:
             if not self._stalled:  # then nothing can be said any more
@@ -125,7 +126,7 @@ class Exchange(Response):
                     task.cancel()
                     return
                 reply.remind()
-            reply.fail(_GONE)
+            reply.fail(ApiError(_GONE, "the client has gone away"))
         finally:
             gone.cancel()
 

@@ -15,7 +15,7 @@ from minisgl.tiny.words import NAMES
 from tests.server.crowd import Asked, crowd
 from tests.server.served import Served
 
-CLIENTS, GROWTH = 200, 24 << 20
+CLIENTS, GROWTH = 200, 10 << 20
 
 
 def questions(offline: LLM) -> list[Asked]:

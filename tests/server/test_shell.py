@@ -128,7 +128,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self._master, slave = pty.openpty()
-        environment: Any = {**os.environ, "TERM": "dumb", "MINISGL_SHELL_TEMPERATURE": "0"}
+        environment: Any = {**os.environ, "TERM": "xterm", "MINISGL_SHELL_TEMPERATURE": "0"}
         environment["PROMPT_TOOLKIT_NO_CPR"] = "1"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "minisgl", "--shell"],
