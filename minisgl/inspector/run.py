@@ -33,7 +33,7 @@ class Run:
         self._film = Film(self.trace)
         self._chunks: list[bytes] = []
         self._mine: list[Breakpoint] = []  # of a trace, for which no engine keeps any
-        self._hits: dict[int, tuple[int, list[int]]] = {}  # by breakpoint: records asked, and hits
+        self._hits: dict[Breakpoint, tuple[int, list[int]]] = {}  # records asked, and hits
         self.read()
 
     @property
@@ -89,14 +89,14 @@ class Run:
     def hits(self, breakpoint_: Breakpoint) -> list[int]:
         """The steps for whose records it holds; each record is asked about once."""
         history = self.trace.history
-        asked, found = self._hits.get(id(breakpoint_), (history.first, []))
+        asked, found = self._hits.get(breakpoint_, (history.first, []))
         for k in range(max(asked, history.first), len(history)):
             if not breakpoint_.enabled:
                 break
             if breakpoint_.holds(history.record(k)):
                 found.append(k)
             asked = k + 1
-        self._hits[id(breakpoint_)] = (asked, found)
+        self._hits[breakpoint_] = (asked, found)
         return found
 
     # ---- for the renderer ------------------------------------------------------------------------
