@@ -20,6 +20,7 @@ _PROGRAMS: Final = 264  # two for each multiprocessor of a Hopper GPU
 _MOST_SPLITS: Final = 32
 _PROMPT_LINES: Final = 64
 _KEYS: Final = 64  # positions that a program looks at together
+_FILLED: Final = 128  # decoding rows from which on a program does better with twice as many
 
 
 class TritonAttention:
@@ -73,6 +74,7 @@ class TritonAttention:
             parts = torch.empty(splits, tokens, heads, dim, device=q.device)
             sums = torch.empty(splits, tokens, heads, device=q.device)
         window = self._windows[layer] if self._windows else None
+        keys_each = _KEYS * 2 if self._longest == 1 and rows >= _FILLED else _KEYS
         keys = self._pool.keys[layer]
         self._kernels.attend_pages[(rows, blocks, self._kv_heads * splits)](
             q,
@@ -95,7 +97,7 @@ class TritonAttention:
             DIM=dim,
             WIDE=self._wide,
             BLOCK_M=lines,
-            BLOCK_K=_KEYS,
+            BLOCK_K=keys_each,
             SPLITS=splits,
             **self._early,
         )

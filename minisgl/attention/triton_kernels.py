@@ -39,7 +39,6 @@ def attend_pages(
     be started before the kernel ahead in the stream has ended, and waits for that itself.
     """
     if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     head = tl.program_id(2) // SPLITS
@@ -93,6 +92,8 @@ def attend_pages(
         result = result * shrink[:, None]
         result += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         best = highest
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     result = result / tl.where(total == 0.0, 1.0, total)[:, None]
     lines = (begin + mine) * out_stride + head * GROUP + line % GROUP
     to = split * split_stride + lines

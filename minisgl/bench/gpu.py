@@ -246,16 +246,37 @@ def decode(engine: Engine, rows: int, steps: int = 64, seed: int = 0) -> Steps:
     return Steps(median(wall), deciles[0], deciles[-1], median(device), median(host), share)
 
 
-def run_offline(engine: Engine, work: Work) -> tuple[float, list[StepRecord]]:
-    """Seconds from the first request added to the last token."""
-    records = list[StepRecord]()
+class Offline(NamedTuple):
+    """A run to completion, in seconds."""
+
+    wall: float  # from the first request added to the last token
+    steps: int
+    prompts: float  # in which the device computed steps with prompts
+    decodes: float  # ... and steps without
+    slowest: float  # the longest time between two collected steps
+
+    @property
+    def idle(self) -> float:
+        """In which the device computed nothing."""
+        return self.wall - self.prompts - self.decodes
+
+
+def run_offline(engine: Engine, work: Work) -> Offline:
+    """All requests at once. Records are not kept: a heap of them is what a collection walks."""
+    seconds, slowest, steps = [0.0, 0.0], 0.0, 0
     torch.cuda.synchronize()
-    start = perf_counter()
+    gc.collect()
+    last = start = perf_counter()
     for asked in work.requests:
         engine.add(asked.prompt, SamplingParams(max_tokens=asked.num_tokens, ignore_eos=True))
     while record := engine.step():
-        records.append(record)
-    return perf_counter() - start, records
+        only_decodes = all(row.length == 1 for row in record.batch.rows)
+        for span in record.spans:
+            if span.lane == "device":
+                seconds[only_decodes] += span.end - span.start
+        now = perf_counter()
+        slowest, last, steps = max(slowest, now - last), now, steps + 1
+    return Offline(perf_counter() - start, steps, seconds[0], seconds[1], slowest)
 
 
 def kernels_of(engine: Engine, rows: int, top: int = 12) -> Iterator[Line]:
@@ -344,43 +365,29 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
         warm_up(engine)
         yield {"what": "warm-up", "seconds": perf_counter() - start}
         for rows in sizes:
-            took = decode(engine, rows)
+            step = decode(engine, rows)
             limit = step_limit(name, rows, rows * (_CONTEXT + 40), gpu)
-            yield {"model": name, "batch": rows} | _said(took, limit)
+            yield {"model": name, "batch": rows} | _said(step, limit)
         for rows in (1, 64) if quick else sizes:
             yield from kernels_of(engine, rows)
-        work = offline()
-        least = offline_limit(name, work, gpu)
         for round_ in range(1 if quick else 3):
-            seconds, records = run_offline(engine, offline(round_))
             work = offline(round_)
-            least = offline_limit(name, work, gpu)
-            prompts, decodes = _busy(records)
+            took, least = run_offline(engine, work), offline_limit(name, work, gpu)
             yield {
                 "model": name,
                 "what": "offline benchmark",
                 "tokens": work.num_tokens,
-                "seconds": seconds,
-                "tokens per second": work.num_tokens / seconds,
+                "seconds": took.wall,
+                "tokens per second": work.num_tokens / took.wall,
                 "limit": work.num_tokens / least,
-                "of limit": least / seconds,
-                "steps": len(records),
-                "device in prompts": prompts,
-                "device in decodes": decodes,
-                "device idle": seconds - prompts - decodes,
+                "of limit": least / took.wall,
+                "steps": took.steps,
+                "device in prompts": took.prompts,
+                "device in decodes": took.decodes,
+                "device idle": took.idle,
+                "slowest step": took.slowest,
             }
     _forget()
-
-
-def _busy(records: Sequence[StepRecord]) -> tuple[float, float]:
-    """Device seconds of steps with prompts, and of those without."""
-    seconds = [0.0, 0.0]
-    for record in records:
-        only_decodes = all(row.length == 1 for row in record.batch.rows)
-        for span in record.spans:
-            if span.lane == "device":
-                seconds[only_decodes] += span.end - span.start
-    return seconds[0], seconds[1]
 
 
 _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (

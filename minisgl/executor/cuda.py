@@ -155,7 +155,7 @@ class CudaForward:
                 outcome = outcome._replace(
                     tokens=out, logprobs=first.logprobs, prompt_logprobs=first.prompts
                 )
-            first.outcome = outcome
+            first.outcome, first.forward = outcome, None
 
     def read(self, pages: Sequence[int]) -> Contents:
         """Copies of these pages."""
@@ -335,14 +335,15 @@ class _Launch:
         logprobs: tuple[Logprob | None, ...],
         prompts: tuple[tuple[Logprob, ...], ...],
     ) -> None:
-        self._forward, self.batch, self.launched = forward, batch, launched
+        self.forward: CudaForward | None = forward  # whose memory is not kept for this
+        self.batch, self.launched = batch, launched
         self.begin, self.end, self.num_tokens, self.host = begin, end, num_tokens, host
         self.logprobs, self.prompts = logprobs, prompts
         self.outcome: Outcome | None = None
 
     def result(self) -> Outcome:
-        if self.outcome is None:
-            self._forward.settle(self)
+        if self.forward is not None:
+            self.forward.settle(self)
         assert self.outcome is not None
         return self.outcome
 

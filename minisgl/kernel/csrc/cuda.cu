@@ -29,29 +29,21 @@ cudaStream_t stream_of(const TensorView& x) {
     return static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
 }
 
-// Launch with leave to start before the kernel ahead in the stream has ended. bytes: of shared
-// memory beside what the kernel declares.
+// Launch with leave to start before the kernel ahead in the stream has ended.
 template <typename... Params, typename... Args>
-void launch_with(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
-                 int bytes, cudaStream_t stream, Args... args) {
+void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
+            cudaStream_t stream, Args... args) {
     cudaLaunchAttribute early;
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = bytes;
     config.stream = stream;
     config.attrs = &early;
     config.numAttrs = 1;
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
     TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
-}
-
-template <typename... Params, typename... Args>
-void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
-            cudaStream_t stream, Args... args) {
-    launch_with(what, kernel, blocks, threads, 0, stream, args...);
 }
 
 // Until what the kernels before this one wrote can be read.
@@ -270,98 +262,93 @@ __global__ void flatten_pages_kernel(const int32_t* pages, int64_t stride, const
     for (int i = threadIdx.x; i < count; i += blockDim.x) out[begin + i] = pages[row * stride + i];
 }
 
-constexpr int kGemvWarps = 16;
-constexpr int kStages = 8;  // pieces of 512 bytes that each warp has under way
+// 16 bytes of a weight: read once, so they need not stay in the first cache.
+template <typename T>
+__device__ inline Pack<T> fetch(const Pack<T>* from) {
+    Pack<T> out;
+    uint4& bits = reinterpret_cast<uint4&>(out);
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+                 : "l"(from));
+    return out;
+}
 
-// out = x W^T + bias for few tokens. Each warp streams its rows of W through a ring in shared memory,
-// without a pause between two rows; kSplit neighbouring warps share a row. One block a
-// multiprocessor, so that the next kernel's blocks fit beside it and start their own streams.
+constexpr int kGemvThreads = 256;
+constexpr int kAhead = 4;  // pieces of a row that a thread fetches before it uses the first
+
+// out = x W^T + bias for few tokens. kSplit warps share kRows rows of W, 16 bytes a thread in turn.
 // x: (kTokens, inputs); weight: (outputs, inputs); out: (kTokens, outputs).
-template <typename T, int kTokens, int kSplit>
-__global__ void __launch_bounds__(kGemvWarps* kWarp)
+template <typename T, int kTokens, int kRows, int kSplit>
+__global__ void __launch_bounds__(kGemvThreads)
     gemv_kernel(const T* x, const T* weight, const T* bias, T* out, int inputs, int outputs) {
     using P = Pack<T>;
-    extern __shared__ uint4 ring[];
-    __shared__ float parts[kGemvWarps][kTokens];
+    constexpr int kGroups = kGemvThreads / kWarp / kSplit;
+    __shared__ float parts[kGroups][kSplit][kTokens * kRows];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    uint4* mine = ring + warp * kStages * kWarp + lane;
-    const int pieces = inputs / P::kSize;                    // of 16 bytes, in a row
-    const int strides = (pieces + kWarp - 1) / kWarp;        // of 512 bytes
-    const int each = (strides + kSplit - 1) / kSplit;        // of them in a warp's share of a row
-    const int part = warp % kSplit, begin = part * each;
-    const int count = max(0, min(each, strides - begin));
-    const int step = gridDim.x * (kGemvWarps / kSplit);
-    const int first = blockIdx.x * (kGemvWarps / kSplit) + warp / kSplit;
-    const P* weights = reinterpret_cast<const P*>(weight);
-
-    int next_row = first, next = 0, filled = 0;  // what is fetched next, and into which stage
-    auto fetch = [&]() {
-        if (next_row < outputs && count > 0) {
-            const int at = (begin + next) * kWarp + lane;
-            const unsigned to =
-                static_cast<unsigned>(__cvta_generic_to_shared(mine + filled * kWarp));
-            const P* from =
-                weights + static_cast<int64_t>(next_row) * pieces + (at < pieces ? at : 0);
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
-                         "r"(at < pieces ? 16 : 0));
-            if (++next == count) {
-                next = 0;
-                next_row += step;
+    const int group = warp / kSplit, part = warp % kSplit;
+    const int row = (blockIdx.x * kGroups + group) * kRows, pieces = inputs / P::kSize;
+    constexpr int kStride = kSplit * kWarp;
+    const P* from[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+        const int mine = min(row + r, outputs - 1);
+        from[r] = reinterpret_cast<const P*>(weight + static_cast<int64_t>(mine) * inputs);
+    }
+    P now[kRows][kAhead];
+    const int first = part * kWarp + lane;
+    auto fetch_from = [&](int at) {
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+            for (int r = 0; r < kRows; ++r) {
+                if (at + i * kStride < pieces) now[r][i] = fetch(from[r] + at + i * kStride);
             }
         }
-        asm volatile("cp.async.commit_group;" ::: "memory");
-        filled = filled + 1 == kStages ? 0 : filled + 1;
     };
-#pragma unroll
-    for (int i = 0; i < kStages - 1; ++i) fetch();
-    let_next_start();
+    fetch_from(first);
     wait_for_inputs();
-
-    const P* values = reinterpret_cast<const P*>(x);
-    int stage = 0;
-    // a block's warps go through the same number of rounds, for they meet where they share rows
-    for (int base = blockIdx.x * (kGemvWarps / kSplit); base < outputs; base += step) {
-        const int row = base + warp / kSplit;
-        float sums[kTokens] = {};
-        const int todo = row < outputs ? count : 0;
-        for (int i = 0; i < todo; ++i) {
-            asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 2) : "memory");
-            const uint4 bits = mine[stage * kWarp];
-            const P some = reinterpret_cast<const P&>(bits);
-            const int at = (begin + i) * kWarp + lane;
-            if (at < pieces) {
+    float sums[kTokens][kRows] = {};
+    const P* inputs_of = reinterpret_cast<const P*>(x);
+    for (int at = first; at < pieces; at += kAhead * kStride) {
 #pragma unroll
-                for (int t = 0; t < kTokens; ++t) {
-                    const P value = values[t * pieces + at];
+        for (int i = 0; i < kAhead; ++i) {
+            const int place = at + i * kStride;
+            if (place >= pieces) break;
+#pragma unroll
+            for (int t = 0; t < kTokens; ++t) {
+                const P value = inputs_of[t * pieces + place];
+#pragma unroll
+                for (int r = 0; r < kRows; ++r) {
 #pragma unroll
                     for (int j = 0; j < P::kSize; ++j) {
-                        sums[t] += to_float(value.at[j]) * to_float(some.at[j]);
+                        sums[t][r] += to_float(value.at[j]) * to_float(now[r][i].at[j]);
                     }
                 }
             }
-            fetch();  // into the stage that was read one turn ago
-            stage = stage + 1 == kStages ? 0 : stage + 1;
-        }
+            const int next = place + kAhead * kStride;  // refilled as soon as it is used
+            if (next < pieces) {
 #pragma unroll
-        for (int t = 0; t < kTokens; ++t) sums[t] = warp_sum(sums[t]);
-        if (kSplit > 1) {
-            __syncthreads();  // the last round's parts were read
-#pragma unroll
-            for (int t = 0; t < kTokens; ++t) parts[warp][t] = sums[t];
-            __syncthreads();
-        }
-        if (part == 0 && row < outputs && lane < kTokens) {
-            float sum = bias == nullptr ? 0.0f : to_float(bias[row]);
-            if (kSplit > 1) {
-#pragma unroll
-                for (int p = 0; p < kSplit; ++p) sum += parts[warp + p][lane];
-            } else {
-#pragma unroll
-                for (int t = 0; t < kTokens; ++t) sum += t == lane ? sums[t] : 0.0f;
+                for (int r = 0; r < kRows; ++r) now[r][i] = fetch(from[r] + next);
             }
-            out[static_cast<int64_t>(lane) * outputs + row] = from_float<T>(sum);
         }
     }
+    let_next_start();  // not before: blocks that wait would take the room of some that read
+#pragma unroll
+    for (int t = 0; t < kTokens; ++t) {
+#pragma unroll
+        for (int r = 0; r < kRows; ++r) {
+            const float sum = warp_sum(sums[t][r]);
+            if (lane == 0) parts[group][part][t * kRows + r] = sum;
+        }
+    }
+    __syncthreads();
+    if (part != 0 || lane >= kTokens * kRows) return;
+    const int token = lane / kRows, mine = row + lane % kRows;
+    if (mine >= outputs) return;
+    float sum = bias == nullptr ? 0.0f : to_float(bias[mine]);
+#pragma unroll
+    for (int p = 0; p < kSplit; ++p) sum += parts[group][p][lane];
+    out[static_cast<int64_t>(token) * outputs + mine] = from_float<T>(sum);
 }
 
 template <typename F>
@@ -447,47 +434,22 @@ void norm_and_rotate(TensorView x, int64_t heads, Optional<TensorView> weight, d
     });
 }
 
-template <typename T, int kTokens, int kSplit>
-void gemv_split(const T* x, const T* weight, const T* bias, T* out, int inputs, int outputs,
-                int processors, cudaStream_t stream) {
-    constexpr int kBytes = kGemvWarps * kStages * kWarp * 16, kEach = kGemvWarps / kSplit;
-    // more than 48 KB of shared memory has to be asked for
-    static const cudaError_t had =
-        cudaFuncSetAttribute(gemv_kernel<T, kTokens, kSplit>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-    TVM_FFI_ICHECK(had == cudaSuccess) << "gemv: " << cudaGetErrorString(had);
-    const int blocks = (outputs + kEach - 1) / kEach;
-    launch_with("gemv", gemv_kernel<T, kTokens, kSplit>, blocks < processors ? blocks : processors,
-                kGemvWarps * kWarp, kBytes, stream, x, weight, bias, out, inputs, outputs);
-}
-
 template <typename T, int kTokens>
 void gemv_of(const T* x, const T* weight, const T* bias, T* out, int inputs, int outputs,
              cudaStream_t stream) {
-    int device = 0, processors = 1;
-    cudaGetDevice(&device);
-    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    // the split that leaves the fewest warps idle in the last round; the smallest of equals
-    const int warps = processors * kGemvWarps;
-    int split = 1;
-    double best = 0.0;
-    for (int some = 1; some <= 4; some *= 2) {
-        const int units = outputs * some, rounds = (units + warps - 1) / warps;
-        const double used = static_cast<double>(units) / (static_cast<double>(rounds) * warps);
-        if (used > best + 0.03) {
-            best = used;
-            split = some;
-        }
-    }
-    auto run = [&](auto kernel) {
-        kernel(x, weight, bias, out, inputs, outputs, processors, stream);
+    constexpr int kWarps = kGemvThreads / kWarp;
+    auto run = [&](auto kernel, int rows, int split) {
+        const int each = kWarps / split * rows;
+        launch("gemv", kernel, (outputs + each - 1) / each, kGemvThreads, stream, x, weight, bias,
+               out, inputs, outputs);
     };
-    if (split == 1) {
-        run(gemv_split<T, kTokens, 1>);
-    } else if (split == 2) {
-        run(gemv_split<T, kTokens, 2>);
+    // enough warps to keep every multiprocessor's memory requests coming, none without work
+    if (outputs >= 16384) {
+        run(gemv_kernel<T, kTokens, 2, 1>, 2, 1);
+    } else if (outputs >= 4096) {
+        run(gemv_kernel<T, kTokens, 2, 2>, 2, 2);
     } else {
-        run(gemv_split<T, kTokens, 4>);
+        run(gemv_kernel<T, kTokens, 1, 4>, 1, 4);
     }
 }
 
