@@ -16,11 +16,12 @@ from torch import Tensor
 
 from minisgl.attention.base import Ints, Meta, Pool, Replan, device_meta
 
-_PROGRAMS: Final = 264  # two for each multiprocessor of a Hopper GPU
-_MOST_SPLITS: Final = 32
 _PROMPT_LINES: Final = 64
 _KEYS: Final = 64  # positions that a program looks at together
-_FILLED: Final = 128  # decoding rows from which on a program does better with twice as many
+# For decode steps, the best that was measured on an H200, at contexts of 300 to 740: up to so many
+# programs (rows times key heads) a row's keys have so many splits, and are looked at so many at once.
+_DECODES: Final = ((64, 16, 128), (128, 8, 128), (512, 2, 128), (1024, 1, 64))
+_MANY: Final = (1, 128)
 
 
 class TritonAttention:
@@ -65,16 +66,17 @@ class TritonAttention:
         if self._longest > 1:
             lines = max(lines, _PROMPT_LINES)
         blocks = -(-self._longest // (lines // group))
-        splits = 1
+        splits, together = 1, _KEYS
         if self._longest == 1:
-            splits = min(_MOST_SPLITS, max(1, _PROGRAMS // (rows * self._kv_heads)))
+            count = rows * self._kv_heads
+            sizes = ((splits, keys) for most, splits, keys in _DECODES if count < most)
+            splits, together = next(sizes, _MANY)
         out = torch.empty(tokens, heads * dim, dtype=q.dtype, device=q.device)
         parts = sums = out
         if splits > 1:
             parts = torch.empty(splits, tokens, heads, dim, device=q.device)
             sums = torch.empty(splits, tokens, heads, device=q.device)
         window = self._windows[layer] if self._windows else None
-        keys_each = _KEYS * 2 if self._longest == 1 and rows >= _FILLED else _KEYS
         keys = self._pool.keys[layer]
         self._kernels.attend_pages[(rows, blocks, self._kv_heads * splits)](
             q,
@@ -97,7 +99,7 @@ class TritonAttention:
             DIM=dim,
             WIDE=self._wide,
             BLOCK_M=lines,
-            BLOCK_K=keys_each,
+            BLOCK_K=together,
             SPLITS=splits,
             **self._early,
         )

@@ -16,7 +16,6 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from random import Random
 from statistics import median, quantiles
@@ -368,8 +367,6 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
             step = decode(engine, rows)
             limit = step_limit(name, rows, rows * (_CONTEXT + 40), gpu)
             yield {"model": name, "batch": rows} | _said(step, limit)
-        for rows in (1, 64) if quick else sizes:
-            yield from kernels_of(engine, rows)
         for round_ in range(1 if quick else 3):
             work = offline(round_)
             took, least = run_offline(engine, work), offline_limit(name, work, gpu)
@@ -387,6 +384,8 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
                 "device idle": took.idle,
                 "slowest step": took.slowest,
             }
+        for rows in (1, 64) if quick else sizes:
+            yield from kernels_of(engine, rows)
     _forget()
 
 
@@ -470,7 +469,7 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
             yield from shape_lines(name, folder, gpu, quick)
             if name == "0.6B":
                 yield from toggle_lines(name, folder, quick)
-            yield from islice(transformers_steps(folder, (1, 16, 64)), 3)
+            yield from transformers_steps(folder, (1, 16, 64))
             yield from external(folder, offline())
 
 
