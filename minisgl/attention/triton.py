@@ -18,8 +18,8 @@ from minisgl.attention.base import Ints, Meta, Pool, Replan, device_meta
 
 _PROMPT_LINES: Final = 64
 _KEYS: Final = 64  # positions that a program looks at together
-# For decode steps, the best that was measured on an H200, at contexts of 300 to 740: up to so many
-# programs (rows times key heads) a row's keys have so many splits, and are looked at so many at once.
+# For decode steps, the best that was measured on an H200, at contexts of 300 to 740: below so many
+# rows times key heads, a row's keys have so many splits, and so many are looked at together.
 _DECODES: Final = ((64, 16, 128), (128, 8, 128), (512, 2, 128), (1024, 1, 64))
 _MANY: Final = (1, 128)
 
