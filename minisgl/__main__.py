@@ -115,7 +115,10 @@ def parser() -> argparse.ArgumentParser:
         "off, inspector is drawing in a browser, gpu is one NVIDIA GPU against its memory.",
     )
     bench.add_argument(
-        "parts", nargs="*", metavar="PART", help="cpu, large, host, toggles, inspector, gpu (all)"
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help="cpu, large, host, toggles, inspector, gpu, serving (all)",
     )
     bench.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     bench.add_argument("--json", metavar="FILE", help="write the results there, too")

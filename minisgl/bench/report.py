@@ -19,6 +19,7 @@ from minisgl.bench import gpu, host, screen, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
 from minisgl.bench.recording import recording
+from minisgl.bench.serving import serving
 from minisgl.bench.sides import Continuous, Generate, Ours, Side, Vllm
 from minisgl.build import load
 from minisgl.core import SamplingParams
@@ -218,6 +219,7 @@ PARTS: Final[dict[str, Callable[[bool], Iterator[Line]]]] = {
     "toggles": toggles,
     "inspector": inspector,
     "gpu": gpu.lines,
+    "serving": serving,
 }
 
 
