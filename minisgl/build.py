@@ -5,13 +5,14 @@ The torch side is imported when a model is loaded, not before: torch takes secon
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minisgl.config import EngineConfig, Hardware, resolve
+from minisgl.config import EngineConfig, Hardware, gpu_attention, resolve
 from minisgl.engine.engine import Engine
 from minisgl.engine.runner import HashRunner, Runner
 from minisgl.scheduler.policy import find_policy
@@ -19,6 +20,8 @@ from minisgl.scheduler.replay import fresh
 
 if TYPE_CHECKING:
     from minisgl.models.config import ModelConfig
+
+_log = logging.getLogger("minisgl")
 
 
 def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggles: Any) -> Engine:
@@ -43,6 +46,8 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
     elif wanted.runner == "torch":
         machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
     final = resolve(wanted, machine, os.environ, described.facts())
+    if final.device == "cuda" and wanted.attention == "auto":
+        _log.info(gpu_attention(final.dtype, machine, described.facts())[1])
     codec = load_codec(folder)
     scheduler = fresh(final, described.eos_token_ids, find_policy(final.policy))
     runner = _runner(folder, described, final)

@@ -382,6 +382,20 @@ BUGS += [
         ("tests/inspector/test_page.py",),
     ),
     Bug(
+        "a viewer that is let in late is told from the beginning",
+        "minisgl/server/watch.py",
+        "tape.begin(engine.state())",
+        "tape.begin(None)",
+        ("tests/server/test_watch.py",),
+    ),
+    Bug(
+        "a mailbox of a viewer that never reads grows",
+        "minisgl/server/watch.py",
+        "if self._size > _PENDING:",
+        "if False:",
+        ("tests/server/test_watch.py",),
+    ),
+    Bug(
         "after a rewind the inspector goes on with the old film",
         "minisgl/inspector/run.py",
         "new = trace.history is not self._film.history",
@@ -397,9 +411,9 @@ BUGS += [
     ),
     Bug(
         "a stream shows the beginning of a stop string",
-        "minisgl/llm.py",
-        "ready = max(0, len(held) - held_len)",
-        "ready = len(held)",
+        "minisgl/tokenizer/answer.py",
+        "ready = max(0, len(self._held) - self._held_len)",
+        "ready = len(self._held)",
         ("tests/test_llm.py",),
     ),
     Bug(
@@ -684,6 +698,20 @@ BUGS += [
         'self._kill(f"rank {rank} (process {process.pid}) {how}; {_WAY_OUT}")',
         'self._kill(f"{how}; {_WAY_OUT}")',
         ("tests/executor/test_ranks.py",),
+    ),
+    Bug(
+        "a device's work begins before it was launched",
+        "minisgl/executor/clock.py",
+        "start = min(max(start, launched, least), seen - duration)",
+        "start = min(start, seen - duration)",
+        ("tests/executor/test_clock.py",),
+    ),
+    Bug(
+        "a padded row writes another slot's first page",
+        "minisgl/kernel/paging.py",
+        "flat[entry] = torch.where(entries >= 0, pages.int(), flat[own])",
+        "flat[entry] = pages.int()",
+        ("tests/kernel/test_paging.py",),
     ),
 ]
 
