@@ -228,5 +228,5 @@ def test_a_mailbox_that_nobody_empties_is_bounded() -> None:
             viewer.put("x" * (1 << 20) + "\n")
         return [event async for event in viewer.events()]
 
-    (only,) = asyncio.run(told())
+    (only,) = asyncio.run(asyncio.wait_for(told(), 5))
     assert only == "event: end\ndata: this view fell 16 MB behind; open another\n\n"
