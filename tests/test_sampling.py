@@ -63,7 +63,7 @@ from minisgl.sampling import SamplingParams, request_seed
         ({"logit_bias": [1]}, TypeError, "logit_bias must hold pairs"),
         ({"logit_bias": "12"}, TypeError, "logit_bias must be a list of pairs"),
         ({"logit_bias": 3}, TypeError, "logit_bias"),
-        ({"logit_bias": {i: 0 for i in range(1025)}}, ValueError, "at most 1024, got 1025"),
+        ({"logit_bias": dict.fromkeys(range(1025), 0)}, ValueError, "at most 1024, got 1025"),
     ],
     ids=lambda value: str(value)[:40],
 )
