@@ -55,6 +55,7 @@ def replay(
         limits = trace.config.limits
         positions = limits.num_pages * limits.page_size
         changes = {**changes, "num_pages": max(1, positions // changes["page_size"])}
+    changes = {"record": True, **changes}  # a server keeps no record in memory
     engine = load(trace.model if model is None else model, trace.config, **changes)
     try:
         follow(engine, todo)

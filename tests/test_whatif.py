@@ -14,6 +14,7 @@ import minisgl
 from minisgl.core import Sampled
 from minisgl.engine.engine import Engine
 from minisgl.tiny.generate import examples
+from minisgl.trace.record import Recorder
 from tests.scheduler.test_workloads import Options, Workload, engines, workloads
 
 SAMPLING = minisgl.SamplingParams(max_tokens=24)
@@ -60,6 +61,23 @@ def test_a_trace_from_a_file_replays_to_the_same_plans_and_tokens(
     with minisgl.replay(minisgl.Trace.load(tmp_path / "run.jsonl")) as engine:
         assert [(r.plan, r.batch) for r in engine.trace] == [(r.plan, r.batch) for r in trace]
         assert [r.outcome.tokens for r in engine.trace] == [r.outcome.tokens for r in trace]
+
+
+def test_what_a_server_recorded_that_keeps_no_records_itself_replays_the_same(
+    tmp_path: Path,
+) -> None:
+    with minisgl.load("tiny", num_pages=64, record=False) as served:
+        recorder = Recorder(tmp_path / "run.jsonl", served.header)
+        recorder.begin(None)
+        served.listeners.append(recorder.listen)
+        served.observers.append(recorder.record)
+        served.add("Who are you?", SAMPLING)
+        served.run()
+        recorder.end()
+    recorded = minisgl.Trace.load(tmp_path / "run.jsonl")
+    with minisgl.replay(recorded) as engine:
+        told = minisgl.compare(recorded, engine)
+    assert len(recorded) and told.step is None and told.settings == {}
 
 
 def outputs(engine: Engine) -> dict[int, tuple[int, ...]]:

@@ -55,10 +55,14 @@ def divergence(a: Trace, b: Trace) -> Divergence | None:
 
 
 def settings(a: Trace, b: Trace) -> dict[str, tuple[Any, Any]]:
-    """What differs in the model and the configuration: name -> (a's, b's)."""
+    """What differs in the model and the configuration: name -> (a's, b's).
+
+    Whether a run keeps its records in memory, which a server does not, is no difference.
+    """
     pairs = {"model": (a.model, b.model)}
     for option in fields(a.config):
         pairs[option.name] = getattr(a.config, option.name), getattr(b.config, option.name)
+    del pairs["record"]
     return {name: (_value(x), _value(y)) for name, (x, y) in pairs.items() if x != y}
 
 
