@@ -88,8 +88,8 @@ class CudaForward:
         backend = registry.find("attention", config.attention)
         self._attention: Attention = backend(self._pool, model_config.traits.windows)
         self._graphs: Graphs | None = None
-        if config.cuda_graph and hasattr(self._attention, "capture") and group.size == 1:
-            heads = model_config.num_heads
+        if config.cuda_graph and hasattr(self._attention, "capture"):
+            heads = model_config.num_heads // group.size
             self._graphs = Graphs(
                 model, self._pool, self._tables, self._attention, heads, int(config.graph_rows)
             )

@@ -112,6 +112,14 @@ def test_greedy_tokens_are_those_of_the_cpu(toggles: dict[str, Any]) -> None:
     assert sum(parted) <= len(parted) // 2
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs; torch sees fewer here")
+@pytest.mark.parametrize("attention", ["fa3,triton", "triton", "grouped"])
+def test_two_gpus_say_what_one_cpu_says(attention: str) -> None:
+    made = outputs(device="cuda", dtype="bfloat16", tp=2, attention=attention, page_size=16)
+    for prompt, ours, says in zip(prompts(), made, truth(), strict=True):
+        assert_same_but_for_rounding(prompt, ours, says)
+
+
 def test_sampled_tokens_do_not_depend_on_graphs_and_overlap() -> None:
     def run(ask: SamplingParams, **toggles: Any) -> tuple[int, ...]:
         with minisgl.load(
