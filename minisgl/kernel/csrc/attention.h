@@ -227,7 +227,7 @@ inline void prefill(const float* q, int64_t q_stride, const float* keys, const f
         const int64_t low = window ? std::max(base, oldest + 1 - window) - base : 0;
         const int64_t low_panel = low / kPanel, high = newest + 1 - base;
         for (int64_t p = low_panel; p * kPanel < high; ++p) {
-            tile(rows, gathered, dim, key_panel + p * dim * kPanel, dim, nullptr,
+            tile(rows, gathered, dim, key_panel + p * dim * kPanel, dim, Start{},
                  scores + p * kPanel, padded, kPanel);
         }
         for (int i = 0; i < rows; ++i) {
@@ -242,7 +242,7 @@ inline void prefill(const float* q, int64_t q_stride, const float* keys, const f
         for (int64_t p = 0; p < value_panels; ++p) {
             float mixed[kRows * kPanel];
             tile(rows, scores + low, padded, value_panel + (p * count + low) * kPanel, high - low,
-                 nullptr, mixed, kPanel, kPanel);
+                 Start{}, mixed, kPanel, kPanel);
             const int64_t width = std::min<int64_t>(kPanel, dim - p * kPanel);
             for (int64_t i = begin; i < stop; ++i) {
                 std::memcpy(out + i / group * out_stride + i % group * dim + p * kPanel,

@@ -35,8 +35,8 @@ void linear(TensorView x, TensorView packed, Optional<TensorView> bias, TensorVi
                    out.size(0) == rows && (rows == 1 || x.stride(0) == inputs))
         << "x, packed weight and out do not fit";
     auto run = [&](auto* weight) {
-        auto panel_at = [=](int64_t p) { return weight + p * inputs * minisgl::kPanel; };
-        minisgl::gemm(floats(x), rows, inputs, panel_at, floats(bias), floats(out), outputs,
+        auto panel_at = [=](int64_t p, int64_t) { return weight + p * inputs * minisgl::kPanel; };
+        minisgl::gemm(floats(x), rows, inputs, inputs, panel_at, floats(bias), floats(out), outputs,
                       threads);
     };
     const DLDataType type = packed.dtype();

@@ -16,21 +16,24 @@ namespace minisgl {
 constexpr int64_t kChunkFloats = 64 << 10;  // of x that are used together: a part of the L2 cache
 constexpr int64_t kAhead = 16 << 10;  // bytes between the weights that are used and those fetched
 
-// out[0..columns) = bias + sums, the two registers of one row of a tile.
-inline void finish(const Vec sums[2], const float* bias, float* out, int columns) {
+// What a tile's sums are added to: nothing, the bias, or what the tile before left there.
+struct Start {
+    const float* from = nullptr;  // nothing
+    int64_t stride = 0;           // from one row to the next: 0 for a bias
+};
+
+// out[0..columns) = start + sums, the two registers of one row of a tile.
+inline void finish(const Vec sums[2], Start start, int row, float* out, int columns) {
     float whole[kPanel];
-    float* to = columns == kPanel ? out : whole;
-    store(to, sums[0]);
-    store(to + kLanes, sums[1]);
-    if (bias) {
-        for (int j = 0; j < columns; ++j) to[j] += bias[j];
-    }
-    if (to == whole) std::memcpy(out, whole, columns * sizeof(float));
+    store(whole, sums[0]);
+    store(whole + kLanes, sums[1]);
+    const float* from = start.from + row * start.stride;
+    for (int j = 0; j < columns; ++j) out[j] = start.from ? from[j] + whole[j] : whole[j];
 }
 
-// out[m][0..columns) = bias + sum over i < inputs of x[m][i] * panel[i][0..columns)
+// out[m][0..columns) = start + sum over i < inputs of x[m][i] * panel[i][0..columns)
 template <int M, typename Weight>
-void tile(const float* x, int64_t x_stride, const Weight* panel, int64_t inputs, const float* bias,
+void tile(const float* x, int64_t x_stride, const Weight* panel, int64_t inputs, Start start,
           float* out, int64_t out_stride, int columns) {
     constexpr int kChains = M == 1 ? 4 : M <= 3 ? 2 : 1;  // sums that hide a multiply's latency
     Vec sums[kChains][M][2] = {};
@@ -64,18 +67,18 @@ void tile(const float* x, int64_t x_stride, const Weight* panel, int64_t inputs,
             total[0] += sums[c][m][0];
             total[1] += sums[c][m][1];
         }
-        finish(total, bias, out + m * out_stride, columns);
+        finish(total, start, m, out + m * out_stride, columns);
     }
 }
 
 // The same for any number of rows up to kRows.
 template <typename Weight>
 void tile(int rows, const float* x, int64_t x_stride, const Weight* panel, int64_t inputs,
-          const float* bias, float* out, int64_t out_stride, int columns) {
+          Start start, float* out, int64_t out_stride, int columns) {
     switch (rows) {
-#define MINISGL_ROWS(M)                                                      \
-    case M:                                                                  \
-        tile<M>(x, x_stride, panel, inputs, bias, out, out_stride, columns); \
+#define MINISGL_ROWS(M)                                                       \
+    case M:                                                                   \
+        tile<M>(x, x_stride, panel, inputs, start, out, out_stride, columns); \
         break;
         MINISGL_ROWS(1)
         MINISGL_ROWS(2)
@@ -95,13 +98,14 @@ void tile(int rows, const float* x, int64_t x_stride, const Weight* panel, int64
     }
 }
 
-// x: (rows, inputs), out: (rows, outputs), both contiguous. panel_at(p): where panel p's weights
-// are, (inputs, kPanel), until the same thread asks for another.
+// x: (rows, inputs), out: (rows, outputs), both contiguous. Inputs are taken `step` at a time:
+// panel_at(p, i) is where panel p's weights of inputs i to i + step are, (step, kPanel), until the
+// same thread asks for others.
 template <typename PanelAt>
-void gemm(const float* x, int64_t rows, int64_t inputs, PanelAt panel_at, const float* bias,
-          float* out, int64_t outputs, int threads) {
+void gemm(const float* x, int64_t rows, int64_t inputs, int64_t step, PanelAt panel_at,
+          const float* bias, float* out, int64_t outputs, int threads) {
     const int64_t panels = (outputs + kPanel - 1) / kPanel;
-    const int64_t fit = std::max<int64_t>(kRows, kChunkFloats / inputs / kRows * kRows);
+    const int64_t fit = std::max<int64_t>(kRows, kChunkFloats / step / kRows * kRows);
     // rows a power of two apart share their place in the cache: move them apart
     const int64_t stride = inputs % 128 ? inputs : inputs + kLanes;
     static thread_local std::vector<float> apart;
@@ -121,12 +125,18 @@ void gemm(const float* x, int64_t rows, int64_t inputs, PanelAt panel_at, const 
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
         for (int64_t p = 0; p < panels; ++p) {
             const int columns = std::min<int64_t>(kPanel, outputs - p * kPanel);
-            const auto* panel = panel_at(p);
-            for (int64_t b = 0; b < blocks; ++b) {  // of nearly equal size
-                const int64_t begin = count * b / blocks, end = count * (b + 1) / blocks;
-                tile(end - begin, from + begin * from_stride, from_stride, panel, inputs,
-                     bias ? bias + p * kPanel : nullptr,
-                     out + (first + begin) * outputs + p * kPanel, outputs, columns);
+            for (int64_t i = 0; i < inputs; i += step) {
+                const auto* panel = panel_at(p, i);
+                const int64_t some = std::min(step, inputs - i);
+                for (int64_t b = 0; b < blocks; ++b) {  // of nearly equal size
+                    const int64_t begin = count * b / blocks, end = count * (b + 1) / blocks;
+                    float* to = out + (first + begin) * outputs + p * kPanel;
+                    const Start start = i      ? Start{to, outputs}
+                                        : bias ? Start{bias + p * kPanel, 0}
+                                               : Start{};
+                    tile(end - begin, from + begin * from_stride + i, from_stride, panel, some,
+                         start, to, outputs, columns);
+                }
             }
         }
     }

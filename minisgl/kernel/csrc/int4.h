@@ -16,6 +16,7 @@ constexpr int kFew = 12;  // rows for which weights are decoded in registers, as
 #else
 constexpr int kFew = 4;
 #endif
+constexpr int64_t kDecoded = 128;  // inputs that are decoded at a time: they stay in the L1 cache
 
 // Codes: (panels, groups, words, kPanel); scales and zeros: (panels, groups, kPanel).
 struct Int4 {
@@ -84,14 +85,15 @@ void tile_int4(const float* x, int64_t x_stride, const Int4& weight, int64_t p, 
             }
         }
     }
-    for (int m = 0; m < M; ++m) finish(sums[m], bias, out + m * out_stride, columns);
+    const Start start{bias, 0};
+    for (int m = 0; m < M; ++m) finish(sums[m], start, m, out + m * out_stride, columns);
 }
 
-// The weights of panel p as floats: (inputs, kPanel).
-inline void decode(const Int4& weight, int64_t p, float* out) {
+// The weights of groups [first, end) of panel p as floats: (their inputs, kPanel).
+inline void decode(const Int4& weight, int64_t p, int64_t first, int64_t end, float* out) {
     const int64_t words = weight.words();
-    const int32_t* codes = weight.codes + p * weight.groups * words * kPanel;
-    for (int64_t g = 0; g < weight.groups; ++g) {
+    const int32_t* codes = weight.codes + (p * weight.groups + first) * words * kPanel;
+    for (int64_t g = first; g < end; ++g) {
         const int64_t at = (p * weight.groups + g) * kPanel;
         const Line left(weight.scales + at, weight.zeros + at);
         const Line right(weight.scales + at + kLanes, weight.zeros + at + kLanes);
@@ -112,16 +114,16 @@ inline void decode(const Int4& weight, int64_t p, float* out) {
 // x: (rows, inputs), out: (rows, outputs), both contiguous.
 inline void gemm_int4(const float* x, int64_t rows, int64_t inputs, const Int4& weight,
                       const float* bias, float* out, int64_t outputs, int threads) {
-    if (rows > kFew) {  // decoding a panel once costs less than once for each few rows
-        gemm(
-            x, rows, inputs,
-            [&](int64_t p) {
-                static thread_local std::vector<float> panel;
-                panel.resize(inputs * kPanel);
-                decode(weight, p, panel.data());
-                return static_cast<const float*>(panel.data());
-            },
-            bias, out, outputs, threads);
+    if (rows > kFew) {  // decoding once costs less than once for each few rows
+        const int64_t some = std::max<int64_t>(1, kDecoded / weight.group);  // groups at a time
+        auto panel_at = [&](int64_t p, int64_t i) {
+            static thread_local std::vector<float> panel;
+            panel.resize(some * weight.group * kPanel);
+            const int64_t first = i / weight.group;
+            decode(weight, p, first, std::min(first + some, weight.groups), panel.data());
+            return static_cast<const float*>(panel.data());
+        };
+        gemm(x, rows, inputs, some * weight.group, panel_at, bias, out, outputs, threads);
         return;
     }
     const int64_t panels = (outputs + kPanel - 1) / kPanel;
