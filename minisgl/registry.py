@@ -43,7 +43,10 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "both": "minisgl.inspector.show:inspect_both",
         "compare": "minisgl.inspector.plot_compare:plot",
     },
-    "embedded": {"tiny": "minisgl.tiny:path"},  # models that come with the package
+    "embedded": {  # models that come with the package
+        "tiny": "minisgl.tiny:path",
+        "tiny-awq": "minisgl.tiny:awq_path",
+    },
     "model": {  # the names in config.json's "architectures"
         "LlamaForCausalLM": "minisgl.models.llama:Llama",
         "MistralForCausalLM": "minisgl.models.mistral:Mistral",

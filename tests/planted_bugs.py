@@ -30,6 +30,7 @@ class Bug(NamedTuple):
 
 SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.py"
 FIGURES = ("tests/inspector/figures",)
+AWQ = ("tests/quantization", "tests/quantize", "tests/kernel/test_int4.py")
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 RANKS = "minisgl/executor/ranks.py"
 TP = ("tests/executor/test_tp_runner.py",)
@@ -242,6 +243,69 @@ BUGS += [
         "hidden |= position < self._ends - window",
         "hidden |= position < self._ends - window - 1",
         TORCH,
+    ),
+    Bug(
+        "four-bit codes lie in a word in the order of the outputs",
+        "minisgl/kernel/int4.py",
+        "(0, 4, 1, 5, 2, 6, 3, 7)",
+        "(0, 1, 2, 3, 4, 5, 6, 7)",
+        AWQ,
+    ),
+    Bug(
+        "a rank reads the scales of the first groups",
+        "minisgl/models/packing.py",
+        "(whole, total), (groups.start, rows.start))",
+        "(whole, total), (0, rows.start))",
+        AWQ,
+    ),
+    Bug(
+        "the last word of a group that fills it in part is read whole",
+        "minisgl/kernel/csrc/int4.h",
+        "if (k == count) break;",
+        "",
+        AWQ,
+    ),
+    Bug(
+        "a factor is not taken out of the values",
+        "minisgl/quantize/layer.py",
+        "        qkv.divide_rows(value, self._per_value(of_heads))\n",
+        "",
+        AWQ,
+    ),
+    Bug(
+        "a factor is not taken out of the bias of the up projection",
+        "minisgl/quantize/fitting.py",
+        "if probe.bias is not None:",
+        "if probe.bias is None:",
+        AWQ,
+    ),
+    Bug(
+        "a norm is rounded and the matrix does not know",
+        "minisgl/quantize/layer.py",
+        "return torch.where(after == 0, 1.0, before / after)",
+        "return factors",
+        AWQ,
+    ),
+    Bug(
+        "heads that share their values have factors of their own",
+        "minisgl/quantize/layer.py",
+        "heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)",
+        "heads.reshape(-1)",
+        AWQ,
+    ),
+    Bug(
+        "a grid may lack zero",
+        "minisgl/quantize/grid.py",
+        "weight.amin(2, keepdim=True).clamp_(max=0)",
+        "weight.amin(2, keepdim=True)",
+        AWQ,
+    ),
+    Bug(
+        "a run that goes on begins with the hidden states of the first layer",
+        "minisgl/quantize/work.py",
+        'return load_file(self._states)["hidden"] if self.num_done else None',
+        "return None",
+        AWQ,
     ),
 ]
 

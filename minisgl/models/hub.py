@@ -20,7 +20,7 @@ _PATIENCE: Final = 5.0  # seconds for the hub's first answer
 
 
 def locate(model: str) -> Path:
-    """The folder of ``model``: "tiny", a local folder, or a Hugging Face id ("owner/name").
+    """The folder of ``model``: "tiny", "tiny-awq", a local folder, or a Hugging Face id.
 
     An id is looked for among what was downloaded before, then on the hub, which is given five
     seconds to answer. Only configuration, tokenizer and safetensors files are downloaded.

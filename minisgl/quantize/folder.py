@@ -43,8 +43,8 @@ def quantise(folder: Path, out: Path, calibration: Tensor, group: int | None = 1
     FileExistsError if ``out`` holds anything else than this very work unfinished.
     """
     config, errors = ModelConfig.read(folder), list[MatrixError]()
-    layers = fit(folder, out, calibration, group)
-    for some in tqdm(layers, "quantize", config.num_layers, unit="layer", disable=None):
+    fitted = fit(folder, out, calibration, group)
+    for some in tqdm(fitted, "quantize", config.num_layers, unit="layer", disable=None):
         errors += some
     work = Work(out, _key(folder, calibration, group))
     num_bytes = assemble(folder, out, work, config, group)
@@ -61,20 +61,32 @@ def fit(
     work = Work(out, _key(folder, calibration, group))
     for index in range(work.num_done):
         yield work.errors(index)
+    for layer, hidden in layers(folder, calibration, work.num_done, work.hidden()):
+        result = layer.quantise(group)
+        work.keep(layer.index, result.tensors, result.errors, hidden)
+        yield result.errors
+
+
+def layers(
+    folder: Path, calibration: Tensor, first: int = 0, hidden: Tensor | None = None
+) -> Iterator[tuple[LayerBench, Tensor]]:
+    """Each layer that has seen its inputs for this text, and the hidden states after it.
+
+    first: the layer to begin with, and ``hidden`` what comes in there. One layer is in memory at a
+    time, if the caller keeps none; the hidden states are changed when the next one is asked for.
+    """
+    config = ModelConfig.read(folder)
     weights = Weights(folder, torch.float32, torch.device("cpu"), progress=False)
-    hidden = work.hidden()
     if hidden is None:
         shape = config.vocab_size, config.hidden_size
         embedding = weights.empty(*shape)
         weights.fill(embedding, "model.embed_tokens.weight", shape)
         hidden = embedding[calibration]
         del embedding
-    for index in range(work.num_done, config.num_layers):
+    for index in range(first, config.num_layers):
         layer = LayerBench(weights, config, index, calibration.numel())
         layer.run(hidden)
-        result = layer.quantise(group)
-        work.keep(index, result.tensors, result.errors, hidden)
-        yield result.errors
+        yield layer, hidden
 
 
 def _check(folder: Path, config: ModelConfig, calibration: Tensor, group: int | None) -> None:

@@ -8,6 +8,7 @@ Source: Lin et al. 2023 (AWQ), sec. 3.2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Layer
 from minisgl.models.weights import Weights
-from minisgl.quantize.bench import Bench
+from minisgl.quantize.bench import Bench, Probe
 from minisgl.quantize.fitting import Fitting, MatrixError
 
 _TOGETHER: Final = 4096  # tokens that are computed together
@@ -38,9 +39,14 @@ class LayerBench:
 
     def __init__(self, weights: Weights, config: ModelConfig, index: int, tokens: int) -> None:
         """tokens: how many ``run`` will be given."""
-        self._bench, self._config, self._index = Bench(weights, tokens), config, index
+        self._bench, self._config, self.index = Bench(weights, tokens), config, index
         self._layer = Layer(self._bench, index, config, ALONE)
         self._name = f"model.layers.{index}"
+
+    @property
+    def probes(self) -> Mapping[str, Probe]:
+        """The layer's matrices by their names in the checkpoint; stacked ones are one probe."""
+        return self._bench.probes
 
     def run(self, hidden: Tensor) -> None:
         """Compute the layer in place. hidden: (sequences, length, hidden_size)."""
@@ -58,7 +64,7 @@ class LayerBench:
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
         """Causal attention in each sequence of ``length``; shapes as in ``Attention.attend``."""
         windows = self._config.traits.windows
-        window = windows[self._index] if windows else None
+        window = windows[self.index] if windows else None
         behind = torch.arange(length)[:, None] - torch.arange(length)
         seen = (behind >= 0) & (behind < (window or length))
         copies = q.shape[1] // k.shape[1]
@@ -73,7 +79,7 @@ class LayerBench:
         group: inputs that share a scale; None: all that an output reads.
         """
         attention, mlp = f"{self._name}.self_attn", f"{self._name}.mlp"
-        value, up, probes = f"{attention}.v_proj", f"{mlp}.up_proj", self._bench.probes
+        value, up, probes = f"{attention}.v_proj", f"{mlp}.up_proj", self.probes
         qkv, o = (Fitting(probes[name], group) for name in (value, f"{attention}.o_proj"))
         gate_up, down = (Fitting(probes[name], group) for name in (up, f"{mlp}.down_proj"))
         # all are searched before any is changed: a search sees the layer as it was

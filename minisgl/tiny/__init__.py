@@ -1,8 +1,8 @@
 """The embedded model: a Qwen3 of under four million parameters, its text generator, training and
 measurement.
 
-`path()` is the folder with the weights, as `transformers` and our own loader read it; `card()` is
-its description.
+`path()` is the folder with the weights, as `transformers` and our own loader read it; `awq_path()`
+the same in four bits; `card()` is its description.
 `generate.examples` gives prompts with known answers, `generate.long_chat` long prompts. See
 MODEL_CARD.md for what it can do and how often.
 """
@@ -13,6 +13,11 @@ from pathlib import Path
 def path() -> Path:
     """The folder that holds the shipped checkpoint: config, tokenizer, weights."""
     return Path(__file__).parent / "model"
+
+
+def awq_path() -> Path:
+    """The folder that holds the same model with its layers' weights in four bits (AWQ)."""
+    return Path(__file__).parent / "model-awq"
 
 
 def card(section: str | None = None) -> str:

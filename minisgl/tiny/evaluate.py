@@ -1,5 +1,5 @@
 """Measure a checkpoint on held-out prompts: `python -m minisgl.tiny.evaluate [DIR] [--n 200]`
-prints three tables.
+prints three tables, `--against DIR` one that sets another beside it.
 
 Accuracy counts an answer right only if the whole text equals the right answer and the model stopped
 by itself. The gap of a greedy step is the first logit less the second, in nats. Agreement is how
@@ -16,8 +16,10 @@ from random import Random
 from typing import Any, NamedTuple, cast, get_args
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from minisgl.kernel.int4 import Int4, dequantise
 from minisgl.tiny import path, stories
 from minisgl.tiny.draw import Draw
 from minisgl.tiny.generate import END_OF_TEXT, IM_END, LongKind, examples, long_chat
@@ -47,11 +49,30 @@ class Written(NamedTuple):
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[Any, Any]:
-    """Tokenizer and float32 model of a checkpoint folder."""
-    from transformers import AutoTokenizer, Qwen3ForCausalLM
+    """Tokenizer and float32 model of a checkpoint folder; weights of four bits are unpacked."""
+    from transformers import AutoConfig, AutoTokenizer, Qwen3ForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return tokenizer, Qwen3ForCausalLM.from_pretrained(folder).float().to(device).eval()
+    config = AutoConfig.from_pretrained(folder)
+    if getattr(config, "quantization_config", None) is None:
+        model = Qwen3ForCausalLM.from_pretrained(folder)
+    else:  # transformers would want a package of kernels for it
+        del config.quantization_config
+        model = Qwen3ForCausalLM(config)
+        model.load_state_dict(_unpacked(folder), strict=False)
+        model.tie_weights()
+    return tokenizer, model.float().to(device).eval()
+
+
+def _unpacked(folder: Path) -> dict[str, Tensor]:
+    state = load_file(folder / "model.safetensors")
+    for name in [name for name in state if name.endswith(".qweight")]:
+        matrix = name.removesuffix(".qweight")
+        codes, zeros, scales = (
+            state.pop(f"{matrix}.{part}") for part in ("qweight", "qzeros", "scales")
+        )
+        state[f"{matrix}.weight"] = dequantise(Int4(codes, zeros, scales, torch.float32))
+    return state
 
 
 def _plain(d: Draw) -> Prompt:
@@ -249,6 +270,31 @@ def agreement(model: Any, ends: set[int], encoded: dict[str, list[list[int]]]) -
     return lines
 
 
+def comparison(tokenizer: Any, model: Any, other: Any, names: Sequence[str], n: int) -> list[str]:
+    """Lines of a table of two checkpoints on the same prompts: how many answers are right, how many
+    whole texts are the same, and the least gap. A fifth as many prompts of the long kinds.
+    """
+    lines = [
+        "| skill | prompts | right | other right | same text | gap min | other gap min |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    total, least = [0, 0, 0, 0], [float("inf"), float("inf")]
+    for name in names:
+        count = max(1, n // 5) if "-" in name else n
+        one, two = (measure(tokenizer, some, name, count) for some in (model, other))
+        same = sum(a.tokens == b.tokens for a, b in zip(one.written, two.written, strict=True))
+        counts, gaps = [count, one.right, two.right, same], [min(one.gaps), min(two.gaps)]
+        lines.append(_compared(name, counts, gaps))
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+        least = [min(pair) for pair in zip(least, gaps, strict=True)]
+    return [*lines, _compared("all", total, least)]
+
+
+def _compared(name: str, counts: list[int], gaps: list[float]) -> str:
+    shares = " | ".join(f"{count / counts[0]:.1%}".replace("%", " %") for count in counts[1:])
+    return f"| {name} | {counts[0]} | {shares} | {gaps[0]:.2f} | {gaps[1]:.2f} |"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
@@ -256,10 +302,15 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, nargs="?", default=path(), help="checkpoint folder")
     parser.add_argument("--n", type=int, default=200, help="prompts per skill")
+    parser.add_argument("--against", type=Path, metavar="DIR", help="one table of both instead")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     tokenizer, model = load(args.folder, args.device)
     names = ["plain", *SKILLS, *(f"{k}-{w}" for k in LONG_KINDS for w in LONG)]
+    if args.against is not None:
+        _, other = load(args.against, args.device)
+        print("\n".join(comparison(tokenizer, model, other, names, args.n)))
+        return
     lines, encoded = accuracy(tokenizer, model, names, args.n)
     print("\n" + "\n".join(lines) + "\n", flush=True)
     print("\n".join(agreement(model, ends_of(tokenizer), encoded)), flush=True)
