@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.distributed.group import ALONE
-from minisgl.layers.norm import RMSNorm
 from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Layer
@@ -89,7 +88,7 @@ class LayerBench:
         norms["post_attention_layernorm"] = self._layer.mlp_norm, gate_up, of_up
         changed = dict[str, Tensor]()
         for name, (norm, fitting, factors) in norms.items():
-            fitting.multiply_columns(_divide(norm, factors))
+            fitting.multiply_columns(divide(norm.weight, factors))
             changed[f"{self._name}.{name}.weight"] = norm.weight
         o.multiply_columns(of_heads)
         qkv.divide_rows(value, self._per_value(of_heads))
@@ -116,12 +115,15 @@ class LayerBench:
         return factors.view(self._config.num_kv_heads, -1, self._config.head_dim)[:, 0].reshape(-1)
 
 
-def _divide(norm: RMSNorm, factors: Tensor) -> Tensor:
-    """Divide what a norm gives, as closely as float16 can; by what it is divided in fact."""
-    before = norm.weight.clone()
+def divide(weight: Tensor, factors: Tensor) -> Tensor:
+    """Divide a norm's weight, as closely as float16 can, in place; by what it is divided in fact.
+
+    So the matrix that is multiplied by the result makes good what the norm's rounding changes.
+    """
+    before = weight.clone()
     after = (before / factors).half().float()
     after = torch.where(after == 0, before.half().float(), after)
-    norm.weight.copy_(after)
+    weight.copy_(after)
     return torch.where(after == 0, 1.0, before / after)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from minisgl.kernel.int4 import Int4, dequantise
 from minisgl.models.config import ModelConfig
 from minisgl.models.weights import Weights
-from minisgl.quantize.layer import LayerBench, LayerResult
+from minisgl.quantize.layer import LayerBench, LayerResult, divide
 from tests.models.random_checkpoints import KINDS, VOCAB, Checkpoint
 
 SIZES: dict[str, Any] = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2)
@@ -97,3 +97,15 @@ def test_factors_change_nothing(name: str) -> None:
         key = f"model.layers.0.{norm}.weight"
         factors = state[key] / result.tensors[key].float()
         assert factors.max() > 1.05 * factors.min(), "there are some"
+
+
+def test_what_a_norm_loses_to_float16_its_matrix_makes_good() -> None:
+    torch.manual_seed(0)
+    before, wanted = torch.randn(500), torch.rand(500) * 30 + 0.1
+    before[:3] = torch.tensor([0.0, 1e-9, 3e-7])  # nothing, less than float16 has, its last digits
+    after = before.clone()
+    factors = divide(after, wanted)
+    assert torch.equal(after, after.half().float())
+    assert factors.isfinite().all() and (factors != 0).all()
+    torch.testing.assert_close((after * factors)[2:], before[2:], rtol=1e-6, atol=0)
+    torch.testing.assert_close(factors[3:], wanted[3:], rtol=2e-3, atol=0)
