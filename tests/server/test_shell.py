@@ -140,21 +140,22 @@ class Terminal:
             preexec_fn=_own_terminal,
         )
         os.close(slave)
-        self.said = ""
+        self.said, self._read = "", 0
 
     def write(self, text: str) -> None:
         os.write(self._master, text.encode())
 
     def wait_for(self, text: str) -> None:
-        """Read until this stands in what is new."""
-        end, start = time.monotonic() + 60, len(self.said)
-        while text not in self.said[start:]:
+        """Read until this stands after what was waited for before."""
+        end = time.monotonic() + 60
+        while (found := self.said.find(text, self._read)) < 0:
             assert time.monotonic() < end, self.said
             if select.select([self._master], [], [], 0.1)[0]:
                 try:
                     self.said += os.read(self._master, 1 << 14).decode(errors="replace")
                 except OSError:
                     raise AssertionError(f"it ended: {self.said}") from None
+        self._read = found + len(text)
 
 
 def _own_terminal() -> None:
