@@ -111,13 +111,16 @@ def theirs(batching: bool) -> Server:
 
 
 def chats(count: int) -> list[Chat]:
-    """Chats of which no two are the same."""
-    animals = list(ANIMALS)
-    told = ((name, animals[i % len(animals)]) for i, name in enumerate(NAMES * 99))
-    return [
-        [{"role": "user", "content": f"Tell me story {i} about {name} the {animal}."}]
-        for i, (name, animal) in zip(range(count), told, strict=False)
+    """Chats of which no two are the same. The embedded model tells long stories to all of them."""
+    texts = [
+        form.format(name, animal)
+        for form in ("Tell me a story about {0} the {1}.", "Tell me a story about a {1} named {0}.")
+        for animal in ANIMALS
+        for name in NAMES
     ]
+    if count > len(texts):
+        raise ValueError(f"{count} chats were asked, there are {len(texts)}")
+    return [[{"role": "user", "content": text}] for text in texts[:count]]
 
 
 def served(server: Server, asked: Sequence[Chat], streamed: bool) -> Took:
@@ -143,7 +146,7 @@ def serving(quick: bool) -> Iterator[Line]:
 
     Each round begins with prompts that no cache knows.
     """
-    count, rounds = (64, 2) if quick else (256, 5)
+    count, rounds = (64, 2) if quick else (256, 3)
     parts = _parts(count, rounds * 3)
     ways: dict[str, list[Took]] = {"generate": [], "server": [], "server, streamed": []}
     with LLM("tiny", threads=1, record=False) as llm, ours() as server:

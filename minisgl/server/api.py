@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from minisgl.message.records import Text
 from minisgl.server.admin import add_admin
@@ -29,7 +29,7 @@ from minisgl.server.guard import Guard
 from minisgl.server.metrics import Metrics
 from minisgl.server.options import ServerOptions
 from minisgl.server.replies import Writer
-from minisgl.server.schema import body_of, components
+from minisgl.server.schema import body_of, completed
 
 _MOST_CHARACTERS: Final = 256  # of a prompt, for each position of the context
 
@@ -41,8 +41,7 @@ class Api(FastAPI):
         """The document; see ``schema``."""
         if self.openapi_schema is None:
             made = get_openapi(title=self.title, version="1", routes=self.routes)
-            made.setdefault("components", {}).setdefault("schemas", {}).update(components())
-            self.openapi_schema = made
+            self.openapi_schema = completed(made)
         return self.openapi_schema
 
 
@@ -92,12 +91,12 @@ def make_api(desk: Desk, options: ServerOptions, model: str) -> FastAPI:
         question = Question(prompts, asked.n, sampling, asked.stream, echo)
         return Exchange(desk, question, writer, patience, metrics.ended)
 
-    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    @app.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest, streams=True))
     async def chat_completions(request: Request) -> Response:
         """Go on with a conversation."""
         return complete(read(await request.body(), ChatRequest))
 
-    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    @app.post("/v1/completions", openapi_extra=body_of(CompletionRequest, streams=True))
     async def completions(request: Request) -> Response:
         """Go on with a text."""
         return complete(read(await request.body(), CompletionRequest))
@@ -144,7 +143,7 @@ def make_api(desk: Desk, options: ServerOptions, model: str) -> FastAPI:
         desk.check_up()
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Counters, gauges and histograms for Prometheus."""
         return Response(metrics.text(), media_type=metrics.media_type)

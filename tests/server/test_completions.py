@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from typing import Any
 
@@ -292,6 +293,49 @@ def test_an_echo_without_logprobs_and_of_ids_is_text(client: openai.OpenAI, offl
         )
         assert got.choices[0].text == "Once <|im_end|> upon"
         assert got.usage is not None and got.usage.completion_tokens == 0
+
+
+# ---- what `vllm bench serve` sends and reads -----------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["openai", "openai-chat"])
+def test_traffic_in_the_shape_of_vllms_benchmark_is_read_by_its_rules(
+    backend: str, server: Served, offline: LLM
+) -> None:
+    """The payloads and the parsing of vLLM's backend_request_func, as recorded from its source."""
+    payload: dict[str, Any] = {"model": "tiny", "temperature": 0.0, "stream": True}
+    payload |= {"stream_options": {"include_usage": True}, "ignore_eos": True}
+    prompt: Any = "Tell me a story about Nora."
+    if backend == "openai":
+        payload |= {"prompt": prompt, "repetition_penalty": 1.0, "max_tokens": 20, "logprobs": None}
+    else:
+        content = [{"type": "text", "text": prompt}]
+        payload |= {"messages": [{"role": "user", "content": content}]}
+        payload |= {"max_completion_tokens": 20}
+        prompt = user(prompt)
+    path = "/v1/completions" if backend == "openai" else "/v1/chat/completions"
+    generated, output_tokens, most_recent, ended = "", 0, None, False
+    headers = {"Authorization": "Bearer none", "Content-Type": "application/json"}
+    with httpx.stream("POST", server.url + path, json=payload, headers=headers) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            line = line.strip()
+            if not line or line.startswith(":"):
+                continue
+            chunk = line.removeprefix("data: ")
+            if chunk == "[DONE]":
+                ended = True
+                continue
+            data = json.loads(chunk)
+            if choices := data.get("choices"):
+                delta = choices[0].get("text") or choices[0].get("delta", {}).get("content")
+                generated += delta or ""
+                most_recent = choices[0]["finish_reason"]
+            elif usage := data.get("usage"):
+                output_tokens = usage.get("completion_tokens")
+    want = said(offline, prompt, max_tokens=20, ignore_eos=True)
+    assert ended and output_tokens == 20 and most_recent == "length"
+    assert generated == want.text
 
 
 # ---- many at once --------------------------------------------------------------------------------
