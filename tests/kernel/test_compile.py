@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,29 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(compile.NoKernels, match="compiling or loading them failed"):
         compile.load(file / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc; there is none here")
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=str)
+def test_the_cuda_kernels_compile_without_a_gpu(
+    capability: tuple[int, int], tmp_path: Path
+) -> None:
+    module = compile.load_cuda(capability, tmp_path)
+    assert callable(module["rms_norm"]) and callable(module["gemv"])
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(
+    Path("/usr/local/cuda/bin/nvcc").exists(), reason="nvcc is where it is looked for in any case"
+)
+def test_without_nvcc_the_reason_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PATH", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.setenv(name, str(tmp_path))
+    with pytest.raises(compile.NoKernels, match="no CUDA compiler"):
+        compile.load_cuda((9, 0), tmp_path)
+
+
+def test_a_mistake_in_a_cuda_source_is_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(compile.NoKernels, match="compiling or loading them failed|no CUDA"):
+        compile.load_cuda((9, 0), tmp_path, source="gemm.h")
