@@ -75,6 +75,8 @@ def open_notebook(browser: Browser, jupyter: Server) -> Iterator[Callable[..., N
         name = f"notebook-{len(list(jupyter.root.glob('*.ipynb')))}.ipynb"
         if isinstance(source, Path):
             shutil.copy(source, jupyter.root / name)
+            if (pictures := source.parent / "pictures").is_dir():  # which its text shows
+                shutil.copytree(pictures, jupyter.root / "pictures", dirs_exist_ok=True)
         else:
             (jupyter.root / name).write_text(json.dumps(_notebook(source)))
         context = browser.new_context(viewport={"width": width, "height": height})
