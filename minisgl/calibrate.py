@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from minisgl.build import hardware
+from minisgl.config import EngineConfig, resolve
 from minisgl.engine.codec import Codec
 
 if TYPE_CHECKING:
@@ -23,12 +25,15 @@ def run(
     text: a file of the kind of text that the model is for; None: what our own generator writes.
     samples, length: pieces of it, and tokens in each. Raises what ``quantise`` does.
     """
+    import torch
+
     from minisgl.models.hub import locate
     from minisgl.models.weights import weight_files
     from minisgl.quantize.folder import quantise
     from minisgl.tokenizer import load_codec
 
     folder = locate(model)
+    torch.set_num_threads(_threads(folder))
     codec = load_codec(folder)
     if codec is None:
         raise ValueError(f"{folder} has no tokenizer files, which calibration needs")
@@ -40,6 +45,16 @@ def run(
     before = sum(file.stat().st_size for file in weight_files(folder))
     yield f"weights: {made.num_bytes / 1e6:.1f} MB, before {before / 1e6:.1f} MB"
     yield f"minisgl --model {out}"
+
+
+def _threads(folder: Path) -> int:
+    """As many as an engine would compute this model with on the CPU."""
+    from minisgl.models.config import ModelConfig
+
+    asked = EngineConfig(device="cpu", attention="grouped", kernels="torch")
+    final = resolve(asked, hardware(), {}, ModelConfig.read(folder).facts())
+    assert isinstance(final.threads, int)
+    return final.threads
 
 
 def calibration(codec: Codec, text: Path | None, samples: int, length: int) -> Tensor:
