@@ -49,6 +49,7 @@ from minisgl.server.watch import Gallery
 from minisgl.trace.record import Limits, Recorder
 
 _SHOWN: Final = 1000  # requests that an administrator is told of
+_GLANCE: Final = 1.0  # seconds between looks at the processes that compute
 LOCATED: Final = "located: "  # what the report of the model's folder begins with
 
 
@@ -81,8 +82,9 @@ class Generation:
         api: Outbox[Any] = Outbox(links.api)
         with load(self.model, self.config) as engine, inbox, out, api:
             service = Service(engine, self.name, self.recording, self.check_idle)
+            patience = _GLANCE if engine.workers else None  # one may die while nobody asks
             while not service.stopped:
-                messages = inbox.receive(0 if service.busy else None)
+                messages = inbox.receive(0 if service.busy else patience)
                 out.send(*service.take(messages))
                 api.send(*service.reports())
                 out.send(*service.step())
@@ -107,6 +109,7 @@ class Service:
         self.paused, self.stopped = False, False
         self.steps_allowed = 0
         self._stopping = False
+        self._is_settled = True  # the engine has said that it has nothing to do
         self._open: dict[int, _Open] = {}
         self._preempted = 0
         self._reports: list[Reported] = []
@@ -124,7 +127,8 @@ class Service:
     def busy(self) -> bool:
         """Whether a step could be made without any further message."""
         can_step = not self.paused or self.steps_allowed > 0
-        return can_step and self.engine.busy or self._stopping or self.gallery.has_visitors
+        to_do = self.engine.busy or not self._is_settled
+        return can_step and to_do or self._stopping or self.gallery.has_visitors
 
     def take(self, messages: Iterable[ToEngine]) -> list[ToDetokenizer]:
         """Act on messages; returns what is to be said at once."""
@@ -155,6 +159,7 @@ class Service:
         if self.paused and not self.steps_allowed and not self.gallery.has_visitors:
             return []
         record = self._next()
+        self._is_settled = record is None
         if record is None:
             self.steps_allowed = 0
             if self._check_idle:

@@ -91,8 +91,8 @@ def _run(work: Work, links: Links, reports: Connection) -> None:
     except (ValueError, OSError, ModuleNotFoundError, MemoryError) as error:
         report(FAILED + str(error))  # what a user can do something about is told in one sentence
         sys.exit(2)
-    except Exception:
-        report(FAILED + traceback.format_exc())
+    except Exception as error:
+        report(f"{FAILED}{type(error).__name__}: {error}\n{traceback.format_exc()}")
         sys.exit(1)
 
 

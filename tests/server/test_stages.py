@@ -159,6 +159,19 @@ def test_an_order_that_makes_no_sense_is_answered(verb: str, given: Any, says: s
     assert report.key == 5 and report.found is None and says in (report.error or "")
 
 
+def test_lost_workers_end_the_service_once_the_requests_have_ended() -> None:
+    serving = service(depth=2)
+    runner: Any = serving.engine._runner
+    serving.take([Generate(0, (1, 2), SamplingParams(max_tokens=3, ignore_eos=True))])
+    serving.step()
+    runner.broken = "rank 1 is gone"
+    said = list[Any]()
+    with pytest.raises(RuntimeError, match="rank 1 is gone"):
+        while serving.busy:
+            said += serving.step()
+    assert isinstance(of(0, said)[-1], Over)
+
+
 def test_a_stop_passes_on_once_all_is_done() -> None:
     serving = service()
     serving.take([Order(0, "pause", {})])
