@@ -795,7 +795,7 @@ BUGS += [
         "a written state forgets who was preempted",
         "minisgl/scheduler/state.py",
         'setattr(request, name, value)\n    for name in ("clipped_from"',
-        'setattr(request, name, value)\n    request.preemptions = 0\n'
+        "setattr(request, name, value)\n    request.preemptions = 0\n"
         '    for name in ("clipped_from"',
         ("tests/scheduler/test_state.py", "tests/trace/test_record.py"),
     ),

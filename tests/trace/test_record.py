@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from minisgl.core import Add, Added, SamplingParams, StepRecord
+from minisgl.core import Add, Added, Preempted, SamplingParams, StepRecord
 from minisgl.engine.engine import Engine
 from minisgl.trace import Trace
 from minisgl.trace.record import Limits, Recorder
@@ -18,9 +18,10 @@ from tests.engine.test_stops import Bytes
 from tests.hash_engine import VOCAB, hash_engine
 
 SMALL: dict[str, Any] = {
-    "num_pages": 30,
+    "num_pages": 16,
     "page_size": 2,
     "admission": "optimistic",
+    "expected_output": 1,  # so that requests are preempted
     "record": False,
     "codec": Bytes(),
 }
@@ -93,6 +94,8 @@ def test_a_recording_loads_as_the_run_that_it_is_of(seed: int, depth: int, tmp_p
     read = Trace.load(tmp_path / "run.jsonl")
     assert [(plain(r), r.events) for r in read] == [(plain(r), r.events) for r in run.records]
     assert len(read) > 60 and read.config == engine.config
+    preempted = [e for record in read for e in record.events if isinstance(e, Preempted)]
+    assert preempted
 
 
 @pytest.mark.parametrize("redact", [False, True])
