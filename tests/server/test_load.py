@@ -76,7 +76,7 @@ def open_requests(served: Served) -> float:
 
 
 def test_two_hundred_clients_for_a_minute(offline: LLM) -> None:
-    load(offline, 10, 50)
+    load(offline, 8, 45)
 
 
 @pytest.mark.slow
