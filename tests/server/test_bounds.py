@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
+import minisgl
+from minisgl.core import Finished
 from minisgl.trace import Trace
+from minisgl.trace.divergence import divergence
 from tests.server.served import Served
 from tests.server.test_refusals import error_of
 
@@ -87,6 +91,36 @@ def read_all(connection: socket.socket) -> bytes:
     while part := connection.recv(1 << 16):
         parts.append(part)
     return b"".join(parts)
+
+
+# ---- a recording, from the beginning -------------------------------------------------------------
+
+
+def test_a_recording_replays_to_the_same_plans_and_tokens(
+    api: httpx.Client, small: Served, recording: Path
+) -> None:
+    def ask(i: int) -> None:
+        sampling = {"temperature": i % 2, "max_tokens": 5 + 7 * (i % 4), "logprobs": i % 3}
+        body = {"prompt": [7 + i % 3] * (20 + i), "ignore_eos": True, **sampling}
+        if i % 4 == 3:
+            body["max_tokens"] = 3000
+        with connect(small, {"stream": True, **body}) as connection:
+            if i % 4 == 3:
+                connection.recv(1)  # and go
+            else:
+                read_all(connection)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(ask, range(24)))
+    until(lambda: stands(api)["requests"] == [], "they were left")
+    order(api, "record", on=False)
+    trace = Trace.load(recording)
+    ends = Counter(e.reason for r in trace for e in r.events if isinstance(e, Finished))
+    assert len(trace) > 40 and ends == {"length": 18, "abort": 6}
+    with minisgl.replay(trace) as again:
+        assert divergence(trace, again.trace) is None
+        assert [r.plan.rows for r in again.trace] == [r.plan.rows for r in trace]
+    order(api, "record", on=True)
 
 
 # ---- keys ----------------------------------------------------------------------------------------
