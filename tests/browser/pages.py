@@ -61,6 +61,10 @@ class Watch:
             self.note(f"left the machine: {url}")
 
     def _failed(self, request: Request) -> None:
+        # JupyterLab sets a picture's relative address before it resolves it, and so withdraws the
+        # first request; a picture that cannot be had is answered with an error, which is a problem
+        if request.resource_type == "image" and request.failure == "net::ERR_ABORTED":
+            return
         self.note(f"failed: {request.method} {request.url}: {request.failure}")
 
     def _response(self, response: Response) -> None:
