@@ -12,7 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minisgl.config import EngineConfig, Hardware, gpu_attention, resolve
+from minisgl.config import (
+    MARLIN_CAPABILITY,
+    EngineConfig,
+    Hardware,
+    gpu_attention,
+    no_marlin,
+    resolve,
+)
 from minisgl.engine.engine import Engine
 from minisgl.engine.runner import HashRunner, Runner
 from minisgl.scheduler.policy import find_policy
@@ -45,9 +52,14 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
         machine = machine._replace(native=_has_native_kernels(wanted))
     elif wanted.runner == "torch":
         machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
+        if described.packing is not None:
+            machine = machine._replace(marlin_kernels=_has_marlin_kernels(wanted, machine))
     final = resolve(wanted, machine, os.environ, described.facts())
     if final.device == "cuda" and wanted.attention == "auto":
         _log.info(gpu_attention(final.dtype, machine, described.facts())[1])
+    if final.device == "cuda" and described.packing and wanted.quantization in (None, "auto"):
+        why = no_marlin(final.device, final.dtype, machine) or "products on tensor cores"
+        _log.info(f"weights of four bits: quantization {final.quantization!r} ({why})")
     codec = load_codec(folder)
     scheduler = fresh(final, described.eos_token_ids, find_policy(final.policy))
     runner = _runner(folder, described, final)
@@ -97,18 +109,29 @@ def _has_native_kernels(wanted: EngineConfig) -> bool:
 
 def _has_cuda_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
     """Whether the CUDA kernels are there, compiled now if need be. Warns with the reason if not."""
-    from minisgl.kernel import compile
-
     if wanted.kernels not in ("auto", "cuda"):
         return False
+    return _compiles("cuda.cu", machine, "torch computes instead", "kernels='torch'")
+
+
+def _has_marlin_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
+    """Likewise the kernels for weights of four bits."""
+    if wanted.quantization in ("awq", "fp16") or machine.capability < MARLIN_CAPABILITY:
+        return False
+    return _compiles("marlin.cu", machine, "Triton's compute instead", "quantization='awq'")
+
+
+def _compiles(source: str, machine: Hardware, instead: str, choice: str) -> bool:
+    from minisgl.kernel import compile
+
     try:
-        compile.load_cuda(machine.capability)
+        compile.load_cuda(machine.capability, source=source)
     except compile.NoKernels as error:
         warnings.warn(
-            f"no CUDA kernels: {error}; torch computes instead, which is slower "
-            f"(kernels='torch' to choose that)",
+            f"no CUDA kernels ({source}): {error}; {instead}, which is slower "
+            f"({choice} to choose that)",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
         return False
     return True

@@ -26,6 +26,8 @@ _GRAPH_ROWS = 256
 _KV_MEMORY_SHARE = 4  # a quarter of what is free holds KV pages at most
 _AUTO_SEQUENCES = 16  # ... and no more than this many sequences of full length
 _BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
+MARLIN_CAPABILITY: Final = (8, 0)  # of the GPUs whose tensor cores csrc/marlin.cuh is for
+_FOUR_BITS: Final = ("awq", "awq_marlin")
 _SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
 
 
@@ -82,8 +84,9 @@ class EngineConfig:
     )
     quantization: str | None = _option(
         AUTO,
-        "how weights are kept; None: as stored; fp16: rounded; awq: in the 4 bits they come in",
-        (AUTO, None, "fp16", "awq"),
+        "how weights are kept; None: as stored; fp16: rounded; awq: in the 4 bits they come in; "
+        "awq_marlin: likewise, arranged for tensor cores, which auto takes where it can",
+        (AUTO, None, "fp16", "awq", "awq_marlin"),
     )
     cuda_graph: bool | Auto = _option(
         AUTO, "launch a decode step as one recorded graph (GPU)", (AUTO, True, False)
@@ -218,6 +221,7 @@ class Hardware(NamedTuple):
     gpu_memory: int = 0  # bytes free on the first GPU
     native: bool = False  # the C++ kernels are compiled, or can be
     cuda_kernels: bool = False  # likewise the CUDA kernels
+    marlin_kernels: bool = False  # likewise those for weights of four bits
     capability: tuple[int, int] = (0, 0)  # the first GPU's compute capability
     packages: frozenset[str] = frozenset()  # of flashinfer, sgl_kernel, triton: what is installed
 
@@ -235,6 +239,7 @@ class ModelFacts(NamedTuple):
     head_dim: int = 128
     windowed: bool = False  # some layers see the newest positions only
     stored_quantization: str | None = None  # "awq": matrices are stored in four bits
+    num_packed: int = 0  # of the parameters: those in matrices that are
 
     def kv_heads_of(self, tp: int) -> int:
         """The key and value heads that each of ``tp`` ranks holds."""
@@ -277,7 +282,7 @@ def resolve(
                 else "float16" if on_gpu else "float32"
             )
         )
-    out = _with_quantization(_with_kernels(out, hardware, model), model)
+    out = _with_quantization(_with_kernels(out, hardware, model), hardware, model)
     if out.threads == AUTO:
         small = model.num_parameters < _SMALL_MODEL
         out = out.but(threads=1 if small else max(1, hardware.cores // out.tp))
@@ -290,7 +295,9 @@ def resolve(
         out = out.but(graph_rows=min(int(out.max_running), _GRAPH_ROWS))
     free, share = hardware.memory, 1 / _KV_MEMORY_SHARE
     if on_gpu:
-        weights = model.num_parameters * _BYTES[out.dtype] // out.tp
+        packed = model.num_packed if out.quantization in _FOUR_BITS else 0
+        weights = (model.num_parameters - packed) * _BYTES[out.dtype] + packed * 5 // 8
+        weights //= out.tp
         spare = min(_GPU_RESERVE, hardware.gpu_memory // 10)
         free, share = max(0, hardware.gpu_memory - weights - spare), 1.0
     if out.num_pages == AUTO:
@@ -434,12 +441,30 @@ def _cannot(name: str, dtype: str, hardware: Hardware, model: ModelFacts) -> str
     return None
 
 
-def _with_quantization(config: EngineConfig, model: ModelFacts) -> EngineConfig:
+def _with_quantization(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> EngineConfig:
     """Weights stay as they are stored: "auto" never changes a number."""
     stored, asked = model.stored_quantization, config.quantization
-    if asked == "awq" and stored is None:
+    if asked in _FOUR_BITS and stored is None:
         raise ValueError(
-            f"quantization='awq' was asked; the weights are stored in {model.stored_dtype}, not in "
-            f"four bits: minisgl quantize MODEL --out DIR makes such a checkpoint of them"
+            f"quantization={asked!r} was asked; the weights are stored in {model.stored_dtype}, "
+            f"not in four bits: minisgl quantize MODEL --out DIR makes such a checkpoint of them"
         )
-    return config.but(quantization=stored) if asked in (None, AUTO) else config
+    why = no_marlin(config.device, config.dtype, hardware)
+    if asked == "awq_marlin" and why is not None:
+        raise ValueError(f"quantization='awq_marlin' was asked; {why}; use quantization='auto'")
+    if asked not in (None, AUTO):
+        return config
+    return config.but(quantization="awq_marlin" if stored == "awq" and why is None else stored)
+
+
+def no_marlin(device: str, dtype: str, hardware: Hardware) -> str | None:
+    """Why weights of four bits cannot be multiplied on tensor cores; None if they can."""
+    if device != "cuda":
+        return f"it needs an NVIDIA GPU and the device is {device!r}"
+    if hardware.capability < MARLIN_CAPABILITY:
+        return f"it needs compute capability {MARLIN_CAPABILITY}, not {hardware.capability}"
+    if dtype not in ("float16", "bfloat16"):
+        return f"it computes in float16 and bfloat16, not in {dtype}"
+    if not hardware.marlin_kernels:
+        return "its kernels need nvcc and the package apache-tvm-ffi"
+    return None

@@ -36,6 +36,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "stored": "minisgl.layers.quantization.stored:stored",
         "fp16": "minisgl.layers.quantization.fp16:fp16",
         "awq": "minisgl.layers.quantization.awq:awq",
+        "awq_marlin": "minisgl.layers.quantization.awq_marlin:awq_marlin",
     },
     "view": {  # what a trace can show of itself, for the views stand above it
         "plot": "minisgl.inspector.plot:Plot",

@@ -31,6 +31,7 @@ class Bug(NamedTuple):
 SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.py"
 FIGURES = ("tests/inspector/figures",)
 AWQ = ("tests/quantization", "tests/quantize", "tests/kernel/test_int4.py")
+MARLIN, EMULATED = "minisgl/kernel/csrc/marlin.cuh", ("tests/kernel/test_marlin.py",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 RANKS = "minisgl/executor/ranks.py"
 TP = ("tests/executor/test_tp_runner.py",)
@@ -306,6 +307,69 @@ BUGS += [
         'return load_file(self._states)["hidden"] if self.num_done else None',
         "return None",
         AWQ,
+    ),
+    Bug(
+        "a chunk is used before its copies are waited for",
+        MARLIN,
+        "wait_for_copies<kStages - 2>();",
+        "wait_for_copies<kStages - 1>();",
+        EMULATED,
+    ),
+    Bug(
+        "a chunk is used before other threads' copies are there",
+        MARLIN,
+        "__syncthreads();  // everybody's copies",
+        "// everybody's copies",
+        EMULATED,
+    ),
+    Bug(
+        "a tile's last part is left out",
+        MARLIN,
+        "for (int b = b0; b <= b1; ++b) sum",
+        "for (int b = b0; b < b1; ++b) sum",
+        EMULATED,
+    ),
+    Bug(
+        "arrivals are not counted from zero the next time",
+        MARLIN,
+        "p.arrived[tile_number] = 0",
+        "p.arrived[tile_number] = 1",
+        EMULATED,
+    ),
+    Bug(
+        "tokens that do not exist are written",
+        MARLIN,
+        "if (token >= p.tokens) break;",
+        "",
+        EMULATED,
+    ),
+    Bug(
+        "inputs lie elsewhere than they are looked for",
+        MARLIN,
+        "(piece ^ (token % 8))], from, there",
+        "piece], from, there",
+        EMULATED,
+    ),
+    Bug(
+        "a warp reads the other half's inputs",
+        MARLIN,
+        "int piece = half * 8 + pair * 4",
+        "int piece = half * 8 + pair * 2",
+        EMULATED,
+    ),
+    Bug(
+        "outputs take their neighbours' scales",
+        MARLIN,
+        "scales[r / 2]",
+        "scales[r % 2]",
+        EMULATED,
+    ),
+    Bug(
+        "outputs take their neighbours' zeros",
+        MARLIN,
+        "zeros[r % 2]",
+        "zeros[r / 2]",
+        EMULATED,
     ),
 ]
 

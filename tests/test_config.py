@@ -243,6 +243,48 @@ def test_what_the_machine_cannot_have_is_an_error_with_the_way_out(
         resolved(hardware, LARGE, **toggles)
 
 
+PACKED = LARGE._replace(stored_quantization="awq", num_packed=7_000_000_000)
+TENSOR_CORES = H200._replace(marlin_kernels=True)
+
+
+@pytest.mark.parametrize(
+    ("hardware", "toggles", "kept", "why"),
+    [
+        (TENSOR_CORES, {}, "awq_marlin", None),
+        (TENSOR_CORES, {"quantization": None}, "awq_marlin", None),
+        (TENSOR_CORES, {"quantization": "awq"}, "awq", None),
+        (TENSOR_CORES, {"dtype": "float32"}, "awq", "in float16 and bfloat16, not in float32"),
+        (TENSOR_CORES._replace(capability=(7, 5)), {}, "awq", "compute capability .8, 0., not"),
+        (H200, {}, "awq", "need nvcc and the package apache-tvm-ffi"),
+        (LAPTOP, {}, "awq", "needs an NVIDIA GPU and the device is 'cpu'"),
+    ],
+)
+def test_four_bits_are_multiplied_on_tensor_cores_where_they_can_be(
+    hardware: Hardware, toggles: dict[str, Any], kept: str, why: str | None
+) -> None:
+    assert resolved(hardware, PACKED, **toggles).quantization == kept
+    if why is not None:
+        with pytest.raises(ValueError, match=f"'awq_marlin' was asked; .*{why}.*'auto'"):
+            resolved(hardware, PACKED, **toggles | {"quantization": "awq_marlin"})
+
+
+@pytest.mark.parametrize("asked", ["awq", "awq_marlin"])
+def test_weights_that_are_not_stored_in_four_bits_are_not_made_so(asked: str) -> None:
+    with pytest.raises(ValueError, match=f"'{asked}' was asked; .*minisgl quantize MODEL"):
+        resolved(TENSOR_CORES, LARGE, quantization=asked)
+
+
+def test_weights_of_four_bits_leave_more_of_a_gpu_to_pages() -> None:
+    def left(hardware: Hardware) -> int:
+        model = PACKED._replace(context=1 << 30)
+        return resolved(hardware, model).limits.num_pages * 16 * 2048
+
+    packed = (8_000_000_000 - 7_000_000_000) * 2 + 7_000_000_000 * 5 // 8
+    free = (140 << 30) - packed - (4 << 30)
+    assert left(TENSOR_CORES) <= free < left(TENSOR_CORES) + 16 * 2048
+    assert left(H200) == left(TENSOR_CORES)
+
+
 def test_pages_take_what_weights_and_activations_leave_of_a_gpu() -> None:
     model = LARGE._replace(context=1 << 30)
     left = resolved(H200, model).limits.num_pages * 16 * 2048

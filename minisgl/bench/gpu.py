@@ -52,6 +52,8 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
     ),
 }
 _TIED: Final = {"0.6B"}
+_FOUR_BITS: Final = "8B"  # the shape that is measured in four bits, too
+_GROUP: Final = 128  # inputs that share a scale in four bits
 _CONTEXT: Final = 480  # a decode step's prompts; 64 steps later it is 544
 
 
@@ -67,13 +69,18 @@ def measured() -> Gpu:
     source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    copy, product = _timed(lambda: target.copy_(source)), _timed(lambda: a @ b)
+    copy, product = timed(lambda: target.copy_(source)), timed(lambda: a @ b)
     return Gpu(2 * source.nbytes / copy, 2 * 8192**3 / product)
 
 
-def _timed(call: Callable[[], object], repeats: int = 10) -> float:
+def timed(
+    call: Callable[[], object], repeats: int = 10, before: Callable[[], object] | None = None
+) -> float:
+    """Seconds on the device: the median, the first two left out. before: called ahead of each."""
     times = list[float]()
     for _ in range(repeats + 2):
+        if before is not None:
+            before()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         call()
@@ -83,8 +90,11 @@ def _timed(call: Callable[[], object], repeats: int = 10) -> float:
     return median(times[2:])
 
 
-def write(name: str, folder: Path) -> Path:
-    """The checkpoint of that shape, bfloat16, always the same, made on the GPU."""
+def write(name: str, folder: Path, four_bits: bool = False) -> Path:
+    """The checkpoint of that shape, bfloat16, always the same, made on the GPU.
+
+    four_bits: the layers' matrices as AWQ's, in groups of 128.
+    """
     from safetensors.torch import save_file
 
     shape = SHAPES[name]
@@ -97,6 +107,22 @@ def write(name: str, folder: Path) -> Path:
     def some(*size: int) -> torch.Tensor:
         x = torch.empty(size, dtype=torch.bfloat16, device="cuda")
         return x.normal_(0, 0.02, generator=generator).cpu()
+
+    def matrix(name: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
+        if not four_bits:
+            return {f"{name}.weight": some(outputs, inputs)}
+
+        def words(rows: int) -> torch.Tensor:
+            x = torch.empty(rows, outputs // 8, dtype=torch.int32, device="cuda")
+            return x.random_(-(1 << 31), 1 << 31, generator=generator).cpu()
+
+        groups = inputs // _GROUP
+        scales = torch.full((groups, outputs), 0.02 / 6.5, dtype=torch.float16)
+        return {
+            f"{name}.qweight": words(inputs),
+            f"{name}.qzeros": words(groups),
+            f"{name}.scales": scales,
+        }
 
     where: dict[str, str] = {}
 
@@ -123,8 +149,9 @@ def write(name: str, folder: Path) -> Path:
         }
         norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
         norms |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
-        tensors = {f"{at}{part}.weight": some(*size) for part, size in each.items()}
-        tensors |= {f"{at}{n}.weight": torch.ones(size).bfloat16() for n, size in norms.items()}
+        tensors = {f"{at}{n}.weight": torch.ones(size).bfloat16() for n, size in norms.items()}
+        for part, size in each.items():
+            tensors |= matrix(at + part, *size)
         save(layer + 1, tensors)
     index = {"metadata": {}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -140,8 +167,19 @@ def write(name: str, folder: Path) -> Path:
         "attention_bias": False,
         "eos_token_id": 0,
     }
+    if four_bits:
+        says = {"quant_method": "awq", "bits": 4, "group_size": _GROUP, "zero_point": True}
+        config["quantization_config"] = says | {"version": "gemm"}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def matrices(name: str) -> tuple[tuple[int, int], ...]:
+    """(outputs, inputs) of a layer's products, as they are merged."""
+    shape = SHAPES[name]
+    hidden, inner, dim = shape["hidden_size"], shape["intermediate_size"], shape["head_dim"]
+    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
+    return (q + 2 * kv, hidden), (hidden, q), (2 * inner, hidden), (hidden, inner)
 
 
 def offline(seed: int = 0, count: int = 256) -> Work:
@@ -327,7 +365,7 @@ def transformers_steps(folder: Path, sizes: Sequence[int], steps: int = 24) -> I
         yield {"side": "transformers", "batch": rows, "ms per step": median(times[4:]) * 1e3}
         del said
     del model, made
-    _forget()
+    forget()
 
 
 def external(folder: Path, work: Work) -> Iterator[Line]:
@@ -386,7 +424,7 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
             }
         for rows in (1, 64) if quick else sizes:
             yield from kernels_of(engine, rows)
-    _forget()
+    forget()
 
 
 _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
@@ -408,16 +446,24 @@ _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
 def toggle_lines(name: str, folder: Path, quick: bool) -> Iterator[Line]:
     """Overlap, graphs, recording, kernels and attention, in turn: ms per step and ratios."""
     for arms in _ARMS:
-        yield from _in_turn(name, folder, {"base": {}} | arms, 2 if quick else 5)
+        base: dict[str, dict[str, Any]] = {"base": {}}
+        sides = {arm: (folder, changes) for arm, changes in (base | arms).items()}
+        yield from in_turn(name, sides, 2 if quick else 5)
 
 
-def _in_turn(
-    name: str, folder: Path, arms: dict[str, dict[str, Any]], rounds: int
+def in_turn(
+    name: str,
+    arms: dict[str, tuple[Path, dict[str, Any]]],
+    rounds: int,
+    sizes: Sequence[int] = (1, 64, 256),
 ) -> Iterator[Line]:
-    sizes = (1, 64, 256)
+    """Decode steps of several engines, one after the other in each round; "base" is one of them.
+    arms: what each loads and how. sizes: the batches."""
     took: dict[str, dict[int, list[Steps]]] = {arm: {n: [] for n in sizes} for arm in arms}
+    pages = max(sizes) * 36
     engines = {
-        arm: engine_for(folder, num_pages=256 * 36, **changes) for arm, changes in arms.items()
+        arm: engine_for(folder, **{"num_pages": pages} | changes)
+        for arm, (folder, changes) in arms.items()
     }
     for engine in engines.values():
         for rows in sizes:
@@ -445,7 +491,7 @@ def _in_turn(
             }
     for engine in engines.values():
         engine.close()
-    _forget()
+    forget()
 
 
 def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterator[Line]:
@@ -454,7 +500,7 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
         yield {"note": "left out: needs an NVIDIA GPU; torch sees none here"}
         return
     gpu = measured()
-    _forget()
+    forget()
     yield {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -471,6 +517,12 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
                 yield from toggle_lines(name, folder, quick)
             yield from transformers_steps(folder, (1, 16, 64))
             yield from external(folder, offline())
+            if name == _FOUR_BITS:
+                from minisgl.bench import gpu_awq
+
+                packed = write(name, Path(temporary) / "four bits", four_bits=True)
+                yield from gpu_awq.decode_lines(name, folder, packed, quick)
+                yield from gpu_awq.product_lines(matrices(name), gpu)
 
 
 def _said(took: Steps, limit: float) -> Line:
@@ -486,6 +538,7 @@ def _said(took: Steps, limit: float) -> Line:
     }
 
 
-def _forget() -> None:
+def forget() -> None:
+    """Give freed memory back to the GPU."""
     gc.collect()
     torch.cuda.empty_cache()

@@ -101,13 +101,22 @@ class ModelConfig:
         """Numbers in the checkpoint; a tied head counts once."""
         hidden, traits = self.hidden_size, self.traits
         q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = hidden * (2 * q + 2 * kv)
-        attention += traits.qkv_bias * (q + 2 * kv) + traits.o_bias * hidden
-        attention += traits.head_norm * 2 * self.head_dim
-        mlp = 3 * hidden * self.intermediate_size
-        mlp += traits.mlp_bias * (2 * self.intermediate_size + hidden)
+        layer = traits.qkv_bias * (q + 2 * kv) + traits.o_bias * hidden
+        layer += traits.head_norm * 2 * self.head_dim
+        layer += traits.mlp_bias * (2 * self.intermediate_size + hidden) + 2 * hidden
         outside = (1 if self.tied else 2) * self.vocab_size * hidden + hidden
-        return self.num_layers * (attention + mlp + 2 * hidden) + outside
+        return self._in_matrices + self.num_layers * layer + outside
+
+    @property
+    def num_packed(self) -> int:
+        """Of these, the ones in four bits: those of the layers' matrices, but for what a checkpoint
+        leaves out by name."""
+        return 0 if self.packing is None else self._in_matrices
+
+    @property
+    def _in_matrices(self) -> int:
+        heads = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+        return self.num_layers * self.hidden_size * (heads + 3 * self.intermediate_size)
 
     def facts(self) -> ModelFacts:
         """What sizing an engine needs to know of the model."""
@@ -124,6 +133,7 @@ class ModelConfig:
             self.head_dim,
             any(self.traits.windows),
             None if self.packing is None else "awq",
+            self.num_packed,
         )
 
 

@@ -5,75 +5,13 @@
 // A kernel may be started while the one before it in the stream still runs (programmatic dependent
 // launch): each waits before it touches what that one writes, and a matrix product fetches weights
 // meanwhile, which nobody writes.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <tvm/ffi/container/tensor.h>
-#include <tvm/ffi/error.h>
-#include <tvm/ffi/extra/c_env_api.h>
-#include <tvm/ffi/function.h>
-
-#include <cstdint>
+#include "device.cuh"
+#include "host.cuh"
 
 namespace {
 
-using tvm::ffi::Optional;
-using tvm::ffi::TensorView;
-
-constexpr int kWarp = 32;
-constexpr int kVectors = 4;      // 16-byte pieces of a row that one thread keeps in registers
+constexpr int kVectors = 4;  // 16-byte pieces of a row that one thread keeps in registers
 constexpr int kMaxThreads = 1024;
-
-cudaStream_t stream_of(const TensorView& x) {
-    const DLDevice device = x.device();
-    return static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
-}
-
-// Launch with leave to start before the kernel ahead in the stream has ended.
-template <typename... Params, typename... Args>
-void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
-            cudaStream_t stream, Args... args) {
-    cudaLaunchAttribute early;
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(threads);
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
-    TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
-}
-
-// Until what the kernels before this one wrote can be read.
-__device__ inline void wait_for_inputs() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// The kernel after this one may start, as far as there is room.
-__device__ inline void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(__half x) { return __half2float(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-
-template <typename T>
-__device__ inline T from_float(float x);
-template <>
-__device__ inline float from_float<float>(float x) { return x; }
-template <>
-__device__ inline __half from_float<__half>(float x) { return __float2half_rn(x); }
-template <>
-__device__ inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
-    return __float2bfloat16_rn(x);
-}
 
 // 16 bytes of numbers, read and written at once.
 template <typename T>
@@ -142,8 +80,7 @@ __global__ void rms_norm_kernel(const T* x, T* residual, const T* weight, float 
         const P factor = weights[at];
 #pragma unroll
         for (int j = 0; j < P::kSize; ++j) {
-            kept[i].at[j] =
-                from_float<T>(to_float(kept[i].at[j]) * scale * to_float(factor.at[j]));
+            kept[i].at[j] = from_float<T>(to_float(kept[i].at[j]) * scale * to_float(factor.at[j]));
         }
         to[at] = kept[i];
     }
@@ -174,8 +111,7 @@ template <typename T, int kPairs>
 __global__ void norm_and_rotate_kernel(T* x, int64_t stride, const T* weight, float eps,
                                        const T* cosine, const T* sine, int64_t tokens, int heads,
                                        int dim) {
-    const int64_t index =
-        (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
+    const int64_t index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
     let_next_start();
     wait_for_inputs();
     if (index >= tokens * heads) return;
@@ -362,16 +298,6 @@ void dispatch(const TensorView& x, F run) {
         TVM_FFI_ICHECK(type.code == kDLFloat && type.bits == 32) << "numbers of another type";
         run(static_cast<float*>(x.data_ptr()));
     }
-}
-
-template <typename T>
-const T* pointer(const TensorView& x) {
-    return static_cast<const T*>(x.data_ptr());
-}
-
-template <typename T>
-T* pointer_or_null(const Optional<TensorView>& x) {
-    return x.has_value() ? static_cast<T*>((*x).data_ptr()) : nullptr;
 }
 
 // x, residual, out: (rows, size), contiguous; weight: (size,).

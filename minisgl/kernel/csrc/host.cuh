@@ -1,0 +1,52 @@
+// What every function that Python calls uses to launch a kernel.
+#pragma once
+#include <cuda_runtime.h>
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/extra/c_env_api.h>
+#include <tvm/ffi/function.h>
+
+#include <cstdint>
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+
+inline cudaStream_t stream_of(const TensorView& x) {
+    const DLDevice device = x.device();
+    return static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
+}
+
+// Launch with leave to start before the kernel ahead in the stream has ended.
+// shared: bytes of dynamic shared memory.
+template <typename... Params, typename... Args>
+void launch_with(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
+                 int threads, cudaStream_t stream, Args... args) {
+    cudaLaunchAttribute early;
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+    TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
+}
+
+template <typename... Params, typename... Args>
+void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
+            cudaStream_t stream, Args... args) {
+    launch_with(0, what, kernel, blocks, threads, stream, args...);
+}
+
+template <typename T>
+const T* pointer(const TensorView& x) {
+    return static_cast<const T*>(x.data_ptr());
+}
+
+template <typename T>
+T* pointer_or_null(const Optional<TensorView>& x) {
+    return x.has_value() ? static_cast<T*>((*x).data_ptr()) : nullptr;
+}

@@ -1,0 +1,80 @@
+// Matrix products of a warp and copies that a thread does not wait for, from compute
+// capability 8.0. Source: PTX ISA, "mma.m16n8k16", "ldmatrix", "cp.async".
+#pragma once
+#include "device.cuh"
+
+// Copy 16 bytes to shared memory; zeros if they are not wanted.
+__device__ inline void copy_async(void* shared, const void* global, bool wanted) {
+    const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    const int bytes = wanted ? 16 : 0;
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
+                 : "memory");
+}
+
+// The copies since the last call are a group.
+__device__ inline void end_copy_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Until all of this thread's groups but the newest kGroups are there.
+template <int kGroups>
+__device__ inline void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+// Four blocks of 8 rows of 16 bytes. Lane i gives the address of row i % 8 of block i / 8 and gets,
+// of each block, the 4 bytes at place i % 4 of row i / 4.
+__device__ inline void load_blocks(uint32_t (&out)[4], const void* row) {
+    const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+// sums (16 x 8) += a (16 x 16) b (16 x 8). Lane i, g = i / 4, t = i % 4, holds two numbers a
+// register: a: rows g, g + 8, g, g + 8 at columns 2t, 2t, 2t + 8, 2t + 8 and the next; b: rows 2t,
+// 2t + 8 and the next at column g; sums: row g at columns 2t, 2t + 1, then row g + 8.
+template <typename T>
+__device__ inline void multiply_add(float (&sums)[4], const uint32_t (&a)[4], const uint32_t* b);
+template <>
+__device__ inline void multiply_add<__half>(float (&sums)[4], const uint32_t (&a)[4],
+                                            const uint32_t* b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+__device__ inline void multiply_add<__nv_bfloat16>(float (&sums)[4], const uint32_t (&a)[4],
+                                                   const uint32_t* b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// a - b of two numbers in a register.
+template <typename T>
+__device__ inline uint32_t subtract(uint32_t a, uint32_t b);
+template <>
+__device__ inline uint32_t subtract<__half>(uint32_t a, uint32_t b) {
+    const __half2 difference =
+        __hsub2(reinterpret_cast<const __half2&>(a), reinterpret_cast<const __half2&>(b));
+    return reinterpret_cast<const uint32_t&>(difference);
+}
+template <>
+__device__ inline uint32_t subtract<__nv_bfloat16>(uint32_t a, uint32_t b) {
+    const __nv_bfloat162 difference = __hsub2(reinterpret_cast<const __nv_bfloat162&>(a),
+                                              reinterpret_cast<const __nv_bfloat162&>(b));
+    return reinterpret_cast<const uint32_t&>(difference);
+}
+
+// Two numbers in a register, each rounded.
+template <typename T>
+__device__ inline uint32_t pair(float low, float high) {
+    alignas(4) const T both[2] = {from_float<T>(low), from_float<T>(high)};
+    return reinterpret_cast<const uint32_t&>(both);
+}

@@ -1,0 +1,151 @@
+"""Four-bit weights as tensor cores take them: how they are arranged, and the CUDA kernels' matrix.
+
+Arranging is plain torch and runs anywhere, and so does its inverse; the product needs an NVIDIA GPU
+of compute capability 8.0 or more and is compiled at the first use. csrc/marlin.cuh says how.
+Source: Frantar et al. 2024 (MARLIN).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minisgl.config import MARLIN_CAPABILITY
+from minisgl.kernel.compile import load_cuda
+from minisgl.kernel.int4 import Int4, pack, unpack
+
+_OUTPUTS: Final = 64  # of a tile
+_INPUTS: Final = 128  # of a chunk
+_FEW: Final = 256  # rows up to which a weight is unpacked where it is used
+_LEAST: Final = 4  # chunks that are worth a block of their own
+_TILES: Final = 1 << 16  # whose arrivals can be counted
+_BLOCK: Final = 1 << 24  # codes arranged at a time
+# codes[chunk, half, step, c, t, h, tile, across, r, g]: input 64 half + 16 step + 8 c + 2 t + h of
+# a chunk, output 16 across + 8 r + g of a tile. Words lie [tile, chunk, half, across, g, t, step],
+# and code (c, r, h) is at bit 16 h + 8 c + 4 r of its word.
+_SPLIT: Final = (2, 4, 2, 4, 2)
+_THERE: Final = (6, 0, 1, 7, 9, 4, 2, 5, 3, 8)
+_BITS: Final = tuple(16 * h + 8 * c + 4 * r for h in range(2) for c in range(2) for r in range(2))
+
+
+class Packed(NamedTuple):
+    """A weight (outputs, inputs) of four bits. ``arranged`` makes one."""
+
+    words: Tensor  # (outputs / 64, inputs / 128, 1024) int32: eight codes each
+    groups: Tensor  # (groups, outputs) int32: a float16 scale's bits, and from bit 16 on a zero
+    dtype: torch.dtype  # that is computed in
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs)."""
+        return self.groups.shape[1], self.words.shape[1] * _INPUTS
+
+    @property
+    def group(self) -> int:
+        """Inputs that share a zero and a scale."""
+        return self.shape[1] // len(self.groups)
+
+
+def arranged(weight: Int4) -> Packed:
+    """A weight as the kernels take it; no number is changed.
+
+    Raises ValueError for a shape that they do not have, with the numbers.
+    """
+    outputs, inputs = weight.shape
+    if outputs % _OUTPUTS or inputs % _INPUTS or weight.group % 32:
+        raise ValueError(
+            f"a weight of {outputs} outputs and {inputs} inputs in groups of {weight.group}; "
+            f"the Marlin kernel takes multiples of {_OUTPUTS}, {_INPUTS} and 32"
+        )
+    chunks, tiles = inputs // _INPUTS, outputs // _OUTPUTS
+    words = torch.empty(tiles, chunks, 1024, dtype=torch.int32, device=weight.codes.device)
+    shifts = torch.tensor(_BITS, dtype=torch.int32, device=words.device)
+    step = max(1, _BLOCK // (inputs * _OUTPUTS))
+    for first in range(0, tiles, step):
+        some = weight.codes[:, first * 8 : (first + step) * 8]
+        codes = unpack(some).view(chunks, *_SPLIT, -1, 4, 2, 8).permute(_THERE)
+        eight = codes.reshape(-1, 8).int() << shifts
+        words[first : first + step] = eight.sum(-1, dtype=torch.int32).view(-1, chunks, 1024)
+    scales = weight.scales.view(torch.int16).int() & 0xFFFF
+    return Packed(words, scales | unpack(weight.zeros).int() << 16, weight.dtype)
+
+
+def restored(weight: Packed) -> Int4:
+    """The weight that was ``arranged``: the inverse, for tests and for looking."""
+    outputs, inputs = weight.shape
+    shifts = torch.tensor(_BITS, dtype=torch.int32, device=weight.words.device)
+    codes = (weight.words.reshape(-1, 1) >> shifts) & 15
+    split = (inputs // _INPUTS, *_SPLIT, outputs // _OUTPUTS, 4, 2, 8)
+    laid = codes.view([split[i] for i in _THERE])
+    back = laid.permute([_THERE.index(i) for i in range(len(_THERE))])
+    scales = weight.groups.to(torch.int16).view(torch.float16)
+    zeros = pack(weight.groups >> 16 & 15)
+    return Int4(pack(back.reshape(inputs, outputs)), zeros, scales, weight.dtype)
+
+
+class _Room(NamedTuple):
+    """A GPU's compiled kernels, and what its products, one after the other on its stream, share."""
+
+    module: Any
+    parts: Tensor  # float32: sums of tiles that are not done
+    arrived: Tensor  # int32: zeros between products
+
+
+@functools.cache
+def _room(device: torch.device) -> _Room:
+    module = load_cuda(torch.cuda.get_device_capability(device), source="marlin.cu")
+    with torch.cuda.device(device):
+        parts = torch.empty(module["room_for_parts"](device.index or 0), device=device)
+    return _Room(module, parts, torch.zeros(_TILES, dtype=torch.int32, device=device))
+
+
+class MarlinInt4:
+    """A ``Matrix`` of four-bit weights on tensor cores, float16 or bfloat16. No weight is rounded.
+
+    Many rows are multiplied with weights that are unpacked first, rounded to the dtype.
+    Raises ValueError for a shape, a dtype or a GPU that the kernels do not have, NoKernels if they
+    cannot be compiled.
+    """
+
+    def __init__(self, weight: Int4, bias: Tensor | None) -> None:
+        device = weight.codes.device
+        capability = torch.cuda.get_device_capability(device)
+        if capability < MARLIN_CAPABILITY or weight.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"the Marlin kernel computes float16 and bfloat16 from compute capability "
+                f"{MARLIN_CAPABILITY} on, not {weight.dtype} on {capability}"
+            )
+        self._room, self._weight, self._bias = _room(device), arranged(weight), bias
+        self.shape = weight.shape
+        self.num_bytes = self._weight.words.nbytes + self._weight.groups.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        if len(x) <= _FEW:
+            return self.multiply(x)
+        return torch.nn.functional.linear(x, self.dequantise(), self._bias)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """See ``Matrix``."""
+        raise AssertionError("its rows were not asked for")
+
+    def multiply(self, x: Tensor, blocks: int = 0) -> Tensor:
+        """x W^T + b with weights unpacked where they are used. blocks: that share the work; 0: as
+        many as the GPU holds at a time."""
+        if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
+            x = x.contiguous()
+        weight, room = self._weight, self._room
+        out = x.new_empty(len(x), self.shape[0])
+        at = (weight.words, weight.groups, self._bias, out, room.parts, room.arrived)
+        room.module["multiply"](x, *at, weight.group, blocks, _LEAST)
+        return out
+
+    def dequantise(self) -> Tensor:
+        """The weights in the dtype that is computed in: (outputs, inputs)."""
+        weight = self._weight
+        out = torch.empty(self.shape, dtype=weight.dtype, device=weight.words.device)
+        self._room.module["unpack"](weight.words, weight.groups, out, weight.group)
+        return out
