@@ -112,13 +112,14 @@ def parser() -> argparse.ArgumentParser:
         help="speed against peers, and what the host costs",
         description="Sides run in turn on one thread: read the ratios. Parts: cpu and large are "
         "against transformers (large takes 10 GiB), host is plan to book, toggles is on against "
-        "off, inspector is drawing in a browser, gpu is one NVIDIA GPU against its memory.",
+        "off, inspector is drawing in a browser, gpu is one NVIDIA GPU against its memory, awq is "
+        "four bits against sixteen there, serving is the server.",
     )
     bench.add_argument(
         "parts",
         nargs="*",
         metavar="PART",
-        help="cpu, large, host, toggles, inspector, gpu, serving (all)",
+        help="cpu, large, host, toggles, inspector, gpu, awq, serving (all)",
     )
     bench.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     bench.add_argument("--json", metavar="FILE", help="write the results there, too")

@@ -52,7 +52,7 @@ SHAPES: Final[dict[str, dict[str, Any]]] = {
     ),
 }
 _TIED: Final = {"0.6B"}
-_FOUR_BITS: Final = "8B"  # the shape that is measured in four bits, too
+NO_GPU: Final[Line] = {"note": "left out: needs an NVIDIA GPU; torch sees none here"}
 _GROUP: Final = 128  # inputs that share a scale in four bits
 _CONTEXT: Final = 480  # a decode step's prompts; 64 steps later it is 544
 
@@ -70,7 +70,10 @@ def measured() -> Gpu:
     target = torch.empty_like(source)
     a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
     copy, product = timed(lambda: target.copy_(source)), timed(lambda: a @ b)
-    return Gpu(2 * source.nbytes / copy, 2 * 8192**3 / product)
+    bytes_ = 2 * source.nbytes
+    del source, target, a, b
+    forget()
+    return Gpu(bytes_ / copy, 2 * 8192**3 / product)
 
 
 def timed(
@@ -497,16 +500,10 @@ def in_turn(
 def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterator[Line]:
     """Everything, one shape after the other. Takes minutes, and disk for the largest checkpoint."""
     if not torch.cuda.is_available():
-        yield {"note": "left out: needs an NVIDIA GPU; torch sees none here"}
+        yield NO_GPU
         return
     gpu = measured()
-    forget()
-    yield {
-        "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__,
-        "copy TB/s": gpu.bandwidth / 1e12,
-        "bf16 TFLOP/s": gpu.products / 1e12,
-    }
+    yield about(gpu)
     for name in shapes:
         with tempfile.TemporaryDirectory() as temporary:
             start = perf_counter()
@@ -517,12 +514,16 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
                 yield from toggle_lines(name, folder, quick)
             yield from transformers_steps(folder, (1, 16, 64))
             yield from external(folder, offline())
-            if name == _FOUR_BITS:
-                from minisgl.bench import gpu_awq
 
-                packed = write(name, Path(temporary) / "four bits", four_bits=True)
-                yield from gpu_awq.decode_lines(name, folder, packed, quick)
-                yield from gpu_awq.product_lines(matrices(name), gpu)
+
+def about(gpu: Gpu) -> Line:
+    """The GPU that is measured."""
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "copy TB/s": gpu.bandwidth / 1e12,
+        "bf16 TFLOP/s": gpu.products / 1e12,
+    }
 
 
 def _said(took: Steps, limit: float) -> Line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,19 @@ import torch
 from torch import Tensor
 
 from minisgl.bench.gpu import (
+    NO_GPU,
     Gpu,
     Line,
+    about,
     engine_for,
     forget,
     in_turn,
     kernels_of,
+    matrices,
+    measured,
     timed,
     warm_up,
+    write,
 )
 from minisgl.kernel.int4 import Int4, dequantise
 from minisgl.kernel.marlin import MarlinInt4
@@ -28,6 +34,20 @@ from minisgl.kernel.triton import TritonInt4
 _GROUP: Final = 128
 _TOKENS: Final = (1, 8, 16, 32, 64, 128, 256, 512)
 _FLUSH: Final = 1 << 28  # bytes written between two products, so that no weight is in a cache
+
+
+def lines(quick: bool, name: str = "8B") -> Iterator[Line]:
+    """One shape, stored in bfloat16 and in four bits: decode steps, then each product by itself."""
+    if not torch.cuda.is_available():
+        yield NO_GPU
+        return
+    gpu = measured()
+    yield about(gpu)
+    with tempfile.TemporaryDirectory() as temporary:
+        dense = write(name, Path(temporary) / "dense")
+        packed = write(name, Path(temporary) / "packed", four_bits=True)
+        yield from decode_lines(name, dense, packed, quick)
+    yield from product_lines(matrices(name), gpu)
 
 
 def decode_lines(name: str, dense: Path, packed: Path, quick: bool) -> Iterator[Line]:

@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-from minisgl.bench import gpu, host, screen, work
+from minisgl.bench import gpu, gpu_awq, host, screen, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
 from minisgl.bench.recording import recording
@@ -219,6 +219,7 @@ PARTS: Final[dict[str, Callable[[bool], Iterator[Line]]]] = {
     "toggles": toggles,
     "inspector": inspector,
     "gpu": gpu.lines,
+    "awq": gpu_awq.lines,
     "serving": serving,
 }
 
