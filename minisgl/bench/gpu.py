@@ -66,14 +66,20 @@ class Gpu(NamedTuple):
 
 def measured() -> Gpu:
     """A copy of 4 GiB and a bf16 product of 8192 cubed: medians of 10."""
-    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    copy, product = timed(lambda: target.copy_(source)), timed(lambda: a @ b)
-    bytes_ = 2 * source.nbytes
-    del source, target, a, b
+    made = Gpu(_copy_rate(1 << 32), _product_rate(8192))
     forget()
-    return Gpu(bytes_ / copy, 2 * 8192**3 / product)
+    return made
+
+
+def _copy_rate(size: int) -> float:
+    source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return 2 * size / timed(lambda: target.copy_(source))
+
+
+def _product_rate(size: int) -> float:
+    a, b = (torch.randn(size, size, device="cuda").bfloat16() for _ in range(2))
+    return 2 * size**3 / timed(lambda: a @ b)
 
 
 def timed(
