@@ -29,11 +29,12 @@ _SMALL: Final = 4096  # outputs and inputs of a matrix for which few tokens have
 class CudaKernels:
     """What ``csrc/cuda.cu`` exports, compiled at the first use on a machine.
 
-    A size that a kernel does not have is computed by torch. Raises kernel.compile.NoKernels.
+    A size that a kernel does not have is computed by torch. module: where they are compiled
+    already. Raises kernel.compile.NoKernels.
     """
 
-    def __init__(self) -> None:
-        module = load_cuda(torch.cuda.get_device_capability())
+    def __init__(self, module: Any = None) -> None:
+        module = module or load_cuda(torch.cuda.get_device_capability())
         self._plain, self._gemv = PlainKernels(), module["gemv"]
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]

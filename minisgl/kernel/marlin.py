@@ -86,39 +86,48 @@ def restored(weight: Packed) -> Int4:
     return Int4(pack(back.reshape(inputs, outputs)), zeros, scales, weight.dtype)
 
 
-class _Room(NamedTuple):
+class Room(NamedTuple):
     """A GPU's compiled kernels, and what its products, one after the other on its stream, share."""
 
-    module: Any
+    module: Any  # what csrc/marlin.cu exports
     parts: Tensor  # float32: sums of tiles that are not done
     arrived: Tensor  # int32: zeros between products
 
+    @staticmethod
+    def made(module: Any, device: torch.device) -> Room:
+        """Room on this device for any product."""
+        parts = torch.empty(module["room_for_parts"](device.index or 0), device=device)
+        return Room(module, parts, torch.zeros(_TILES, dtype=torch.int32, device=device))
+
 
 @functools.cache
-def _room(device: torch.device) -> _Room:
-    module = load_cuda(torch.cuda.get_device_capability(device), source="marlin.cu")
+def room_on(device: torch.device) -> Room:
+    """The room of a GPU. Raises ValueError for one that is too old, NoKernels if the kernels cannot
+    be compiled."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MARLIN_CAPABILITY:
+        raise ValueError(
+            f"the Marlin kernel needs compute capability {MARLIN_CAPABILITY}, not {capability}"
+        )
     with torch.cuda.device(device):
-        parts = torch.empty(module["room_for_parts"](device.index or 0), device=device)
-    return _Room(module, parts, torch.zeros(_TILES, dtype=torch.int32, device=device))
+        return Room.made(load_cuda(capability, source="marlin.cu"), device)
 
 
 class MarlinInt4:
     """A ``Matrix`` of four-bit weights on tensor cores, float16 or bfloat16. No weight is rounded.
 
     Many rows are multiplied with weights that are unpacked first, rounded to the dtype.
-    Raises ValueError for a shape, a dtype or a GPU that the kernels do not have, NoKernels if they
-    cannot be compiled.
+    room: by default that of the weight's GPU, which see. Raises ValueError for a shape or a dtype
+    that the kernels do not have.
     """
 
-    def __init__(self, weight: Int4, bias: Tensor | None) -> None:
-        device = weight.codes.device
-        capability = torch.cuda.get_device_capability(device)
-        if capability < MARLIN_CAPABILITY or weight.dtype not in (torch.float16, torch.bfloat16):
+    def __init__(self, weight: Int4, bias: Tensor | None, room: Room | None = None) -> None:
+        if weight.dtype not in (torch.float16, torch.bfloat16):
             raise ValueError(
-                f"the Marlin kernel computes float16 and bfloat16 from compute capability "
-                f"{MARLIN_CAPABILITY} on, not {weight.dtype} on {capability}"
+                f"the Marlin kernel computes in float16 and bfloat16, not in {weight.dtype}"
             )
-        self._room, self._weight, self._bias = _room(device), arranged(weight), bias
+        self._weight, self._bias = arranged(weight), bias
+        self._room = room or room_on(weight.codes.device)
         self.shape = weight.shape
         self.num_bytes = self._weight.words.nbytes + self._weight.groups.nbytes
 

@@ -5,7 +5,7 @@ All tests that need a GPU: pytest -m gpu.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,122 +16,33 @@ from minisgl import registry
 from minisgl.attention.base import DeviceMeta, Meta
 from minisgl.attention.torch import TorchAttention
 from minisgl.executor.kv_pool import KVPool
-from minisgl.kernel.base import DecodeInputs, DecodeTables, Kernels
-from minisgl.kernel.plain import PlainKernels
+from minisgl.kernel.base import Kernels
+from tests.kernel.agreement import BF16, DTYPES, KernelsAgree
+from tests.kernel.agreement import pytest_generate_tests as pytest_generate_tests
 
 pytestmark = pytest.mark.gpu
-BF16: dict[str, Any] = {"atol": 2e-2, "rtol": 2e-2}
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Kernels:
-    made: Kernels = registry.find("kernels", "cuda")()
-    return made
+class TestOnAGpu(KernelsAgree):
+    """The kernels as they are launched."""
+
+    device = "cuda"
+    values: ClassVar[dict[str, list[Any]]] = {
+        "dtype": DTYPES,
+        "rows": [1, 7, 300],
+        "size": [8, 256, 1024, 4096, 5120, 16384],
+        "shape": [(1024, 2048), (4096, 1024), (151_936, 1024), (5, 8), (2561, 264)],
+        "inner": [8, 3072, 17408],
+    }
+
+    @pytest.fixture(scope="class")
+    def kernels(self) -> Kernels:
+        made: Kernels = registry.find("kernels", "cuda")()
+        return made
 
 
-def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return torch.randn(shape, device="cuda").to(dtype)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("rows", [1, 7, 300])
-@pytest.mark.parametrize("size", [8, 256, 1024, 4096, 5120, 16384])
-def test_norms_agree(kernels: Kernels, rows: int, size: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(size)
-    x, residual, weight = (normal(n, size, dtype=dtype) for n in (rows, rows, 1))
-    plain = PlainKernels()
-    near: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else BF16
-    ours, theirs = (k.rms_norm(x, weight[0], 1e-6) for k in (kernels, plain))
-    torch.testing.assert_close(ours, theirs, **near)
-    sums = residual.clone(), residual.clone()
-    ours, theirs = (
-        k.add_rms_norm(x, total, weight[0], 1e-6)
-        for k, total in zip((kernels, plain), sums, strict=True)
-    )
-    torch.testing.assert_close(ours, theirs, **near)
-    torch.testing.assert_close(*sums, atol=0, rtol=0)
-
-
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
-@pytest.mark.parametrize(
-    "shape", [(1024, 2048), (4096, 1024), (151_936, 1024), (5, 8), (2561, 264)]
-)
-@pytest.mark.parametrize("biased", [True, False])
-def test_products_agree(
-    kernels: Kernels, tokens: int, shape: tuple[int, int], biased: bool
-) -> None:
-    torch.manual_seed(tokens)
-    weight, x = normal(*shape), normal(tokens, shape[1])
-    bias = normal(shape[0]) if biased else None
-    exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
-    for some in (kernels, PlainKernels()):
-        got = some.matrix(weight, bias, half=False, rows=False)(x)
-        assert (got - exact).norm() < 5e-3 * exact.norm()
-
-
-@pytest.mark.parametrize("rows", [1, 33])
-@pytest.mark.parametrize("size", [8, 3072, 17408])
-def test_silu_and_mul_agrees(kernels: Kernels, rows: int, size: int) -> None:
-    x = normal(rows, 2 * size)
-    torch.testing.assert_close(kernels.silu_and_mul(x), PlainKernels().silu_and_mul(x), **BF16)
-
-
-@pytest.mark.parametrize("dim", [24, 64, 80, 128, 256])
-@pytest.mark.parametrize("normed", [True, False])
-def test_heads_are_normalised_and_turned_alike(kernels: Kernels, dim: int, normed: bool) -> None:
-    x, weight = normal(9, 10, dim), normal(7, dim) if normed else None
-    angle = torch.rand(9, 1, dim // 2, device="cuda") * 6
-    cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
-    ours, theirs = (
-        k.norm_and_rotate(x.clone(), 7, weight, 1e-6, cos, sin) for k in (kernels, PlainKernels())
-    )
-    torch.testing.assert_close(ours, theirs, atol=4e-2, rtol=2e-2)
-
-
-@pytest.mark.parametrize("dim", [64, 128, 20])
-def test_keys_and_values_are_stored_alike(kernels: Kernels, dim: int) -> None:
-    qkv = normal(50, 8, dim)
-    k, v = qkv[:, 4:6], qkv[:, 6:]
-    where = torch.randperm(90, device="cuda")[:50]
-    pools = [torch.zeros(2, 90, 2, dim, device="cuda").bfloat16() for _ in range(2)]
-    for pool, some in zip(pools, (kernels, PlainKernels()), strict=True):
-        some.store_kv(k, v, pool[0], pool[1], where)
-    assert torch.equal(*pools)
-
-
-def test_decode_steps_are_laid_out_alike(kernels: Kernels) -> None:
-    torch.manual_seed(0)
-    slots, width, size, rows = 40, 30, 4, 24
-    table = torch.randint(0, 999, (slots, width), dtype=torch.int32, device="cuda")
-    last = torch.randint(0, 999, (slots,), device="cuda")
-    packed = torch.zeros(5, rows, dtype=torch.int64, device="cuda")
-    packed[0] = torch.randperm(slots, device="cuda")[:rows]
-    packed[1] = torch.randint(0, width * size, (rows,), device="cuda")
-    packed[2] = torch.where(torch.rand(rows, device="cuda") < 0.5, -1, 7)
-    own = packed[0] * width + packed[1] // size
-    packed[3] = torch.where(torch.rand(rows, device="cuda") < 0.5, own, -1)
-    packed[4] = torch.arange(rows, device="cuda") + 1000
-    made = []
-    for some in (kernels, PlainKernels()):
-        tables = DecodeTables(table.clone(), last, size)
-        wide = torch.zeros(3, rows, dtype=torch.int64, device="cuda")
-        ends = torch.zeros(rows, dtype=torch.int32, device="cuda")
-        pages = torch.zeros(rows, width, dtype=torch.int32, device="cuda")
-        some.decode_inputs(
-            packed.ravel(), tables, DecodeInputs(wide[0], wide[1], wide[2], ends, pages)
-        )
-        used = torch.arange(width, device="cuda") <= (packed[1] // size)[:, None]
-        made.append((tables.pages, wide, ends, pages * used))
-    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
-
-
-def test_pages_are_flattened_alike(kernels: Kernels) -> None:
-    pages = torch.randint(0, 999, (5, 7), dtype=torch.int32, device="cuda")
-    first = torch.tensor([0, 3, 3, 10, 11, 18], dtype=torch.int32, device="cuda")
-    out = [torch.zeros(19, dtype=torch.int32, device="cuda") for _ in range(2)]
-    for into, some in zip(out, (kernels, PlainKernels()), strict=True):
-        some.flatten_pages(pages, first, into)
-    assert torch.equal(out[0][:18], out[1][:18])
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, device="cuda").bfloat16()
 
 
 def batch(

@@ -201,12 +201,8 @@ __global__ void flatten_pages_kernel(const int32_t* pages, int64_t stride, const
 // 16 bytes of a weight: read once, so they need not stay in the first cache.
 template <typename T>
 __device__ inline Pack<T> fetch(const Pack<T>* from) {
-    Pack<T> out;
-    uint4& bits = reinterpret_cast<uint4&>(out);
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
-                 : "l"(from));
-    return out;
+    const uint4 bits = load_once(reinterpret_cast<const uint4*>(from));
+    return reinterpret_cast<const Pack<T>&>(bits);
 }
 
 constexpr int kGemvThreads = 256;
@@ -291,12 +287,12 @@ template <typename F>
 void dispatch(const TensorView& x, F run) {
     const DLDataType type = x.dtype();
     if (type.code == kDLBfloat && type.bits == 16) {
-        run(static_cast<__nv_bfloat16*>(x.data_ptr()));
+        run(pointer<__nv_bfloat16>(x));
     } else if (type.code == kDLFloat && type.bits == 16) {
-        run(static_cast<__half*>(x.data_ptr()));
+        run(pointer<__half>(x));
     } else {
         TVM_FFI_ICHECK(type.code == kDLFloat && type.bits == 32) << "numbers of another type";
-        run(static_cast<float*>(x.data_ptr()));
+        run(pointer<float>(x));
     }
 }
 
@@ -313,8 +309,7 @@ void rms_norm(TensorView x, Optional<TensorView> residual, TensorView weight, do
         const int64_t wanted = (pieces + kWarp - 1) / kWarp * kWarp;
         const int threads = static_cast<int>(wanted < kMaxThreads ? wanted : kMaxThreads);
         launch("rms_norm", rms_norm_kernel<T>, rows, threads, stream_of(x), from,
-               pointer_or_null<T>(residual), pointer<T>(weight), eps,
-               static_cast<T*>(out.data_ptr()), size);
+               pointer_or_null<T>(residual), pointer<T>(weight), eps, pointer<T>(out), size);
     });
 }
 
@@ -328,7 +323,7 @@ void silu_and_mul(TensorView x, TensorView out) {
         const int64_t pieces = tokens * size / Pack<T>::kSize;
         const int threads = 256;
         launch("silu_and_mul", silu_and_mul_kernel<T>, (pieces + threads - 1) / threads, threads,
-               stream_of(x), from, static_cast<T*>(out.data_ptr()), size, pieces);
+               stream_of(x), from, pointer<T>(out), size, pieces);
     });
 }
 
@@ -389,8 +384,8 @@ void gemv(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView
         using T = std::remove_pointer_t<decltype(from)>;
         TVM_FFI_ICHECK(inputs % Pack<T>::kSize == 0) << "rows of " << inputs << " numbers";
         auto run = [&](auto kernel) {
-            kernel(from, pointer<T>(weight), pointer_or_null<T>(bias),
-                   static_cast<T*>(out.data_ptr()), inputs, outputs, stream_of(x));
+            kernel(from, pointer<T>(weight), pointer_or_null<T>(bias), pointer<T>(out), inputs,
+                   outputs, stream_of(x));
         };
         if (tokens == 1) {
             run(gemv_of<T, 1>);
@@ -417,8 +412,7 @@ void store_kv(TensorView k, TensorView v, TensorView keys, TensorView values,
     const int threads = 2 * count < 256 ? (2 * count + kWarp - 1) / kWarp * kWarp : 256;
     launch("store_kv", store_kv_kernel, tokens, threads, stream_of(k), pointer<uint4>(k),
            pointer<uint4>(v), k.stride(0) * number / piece, v.stride(0) * number / piece,
-           static_cast<uint4*>(keys.data_ptr()), static_cast<uint4*>(values.data_ptr()),
-           pointer<int64_t>(locations), count);
+           pointer<uint4>(keys), pointer<uint4>(values), pointer<int64_t>(locations), count);
 }
 
 // packed: (5 * rows,) int64; table: (slots, width) int32; last: (slots,) int64; ids, positions,
@@ -430,10 +424,9 @@ void decode_inputs(TensorView packed, TensorView table, TensorView last, int64_t
     TVM_FFI_ICHECK(packed.size(0) == 5 * rows && pages.size(0) == rows && pages.size(1) == width)
         << "packed numbers, tables and outputs do not fit";
     launch("decode_inputs", decode_inputs_kernel, rows, 128, stream_of(packed),
-           pointer<int64_t>(packed), static_cast<int32_t*>(table.data_ptr()), width,
-           pointer<int64_t>(last), page_size, static_cast<int64_t*>(ids.data_ptr()),
-           static_cast<int64_t*>(positions.data_ptr()), static_cast<int64_t*>(locations.data_ptr()),
-           static_cast<int32_t*>(ends.data_ptr()), static_cast<int32_t*>(pages.data_ptr()));
+           pointer<int64_t>(packed), pointer<int32_t>(table), width, pointer<int64_t>(last),
+           page_size, pointer<int64_t>(ids), pointer<int64_t>(positions),
+           pointer<int64_t>(locations), pointer<int32_t>(ends), pointer<int32_t>(pages));
 }
 
 // pages: (rows, n) int32; first: (rows + 1,) int32; out: int32, room for first[rows] of them.
@@ -443,7 +436,7 @@ void flatten_pages(TensorView pages, TensorView first, TensorView out) {
     if (rows == 0) return;
     launch("flatten_pages", flatten_pages_kernel, rows, 128, stream_of(pages),
            pointer<int32_t>(pages), pages.stride(0), pointer<int32_t>(first),
-           static_cast<int32_t*>(out.data_ptr()));
+           pointer<int32_t>(out));
 }
 
 }  // namespace

@@ -8,6 +8,21 @@
 
 constexpr int kWarp = 32;
 
+// The shared memory that a launch asked for.
+__device__ inline uint4* dynamic_shared() {
+    extern __shared__ uint4 memory[];
+    return memory;
+}
+
+// 16 bytes that are read once, so that they need not stay in the first cache, and never written.
+__device__ inline uint4 load_once(const uint4* from) {
+    uint4 out;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "l"(from));
+    return out;
+}
+
 // Until what the kernels before this one wrote can be read.
 __device__ inline void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900

@@ -41,12 +41,29 @@ void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int thr
     launch_with(0, what, kernel, blocks, threads, stream, args...);
 }
 
+// Blocks of a kernel that a GPU holds at a time; shared: bytes that each of them asks for.
+template <typename... Params>
+int64_t resident(void (*kernel)(Params...), int threads, int shared, int device) {
+    int each = 0, processors = 0;
+    cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    if (error == cudaSuccess) {
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
+    }
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    }
+    TVM_FFI_ICHECK(error == cudaSuccess && each > 0)
+        << cudaGetErrorString(error) << "; " << each << " blocks fit a multiprocessor";
+    return int64_t{each} * processors;
+}
+
 template <typename T>
-const T* pointer(const TensorView& x) {
-    return static_cast<const T*>(x.data_ptr());
+T* pointer(const TensorView& x) {
+    return static_cast<T*>(x.data_ptr());
 }
 
 template <typename T>
 T* pointer_or_null(const Optional<TensorView>& x) {
-    return x.has_value() ? static_cast<T*>((*x).data_ptr()) : nullptr;
+    return x.has_value() ? pointer<T>(*x) : nullptr;
 }

@@ -10,8 +10,7 @@ namespace {
 
 template <typename T, int kTokens, int kScaled>
 __global__ void __launch_bounds__(marlin::kThreads) multiply_kernel(marlin::Product<T> product) {
-    extern __shared__ uint4 shared[];
-    marlin::multiply<T, kTokens, kScaled>(product, shared);
+    marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
 }
 
 template <typename T>
@@ -29,9 +28,9 @@ void of_type(const TensorView& x, F run) {
     TVM_FFI_ICHECK(type.bits == 16 && (type.code == kDLBfloat || type.code == kDLFloat))
         << "numbers of another type";
     if (type.code == kDLBfloat) {
-        run(static_cast<__nv_bfloat16*>(x.data_ptr()));
+        run(pointer<__nv_bfloat16>(x));
     } else {
-        run(static_cast<__half*>(x.data_ptr()));
+        run(pointer<__half>(x));
     }
 }
 
@@ -49,25 +48,10 @@ void of_tokens(int64_t tokens, F run) {
     }
 }
 
-// Blocks of a kernel that this GPU holds at a time.
 template <typename T, int kTokens, int kScaled>
-int resident(int device) {
+int64_t resident_multiply(int device) {
     constexpr int bytes = marlin::Shared<kTokens, kScaled>::kBytes;
-    const auto kernel = multiply_kernel<T, kTokens, kScaled>;
-    int each = 0, processors = 0;
-    cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-    if (error == cudaSuccess) {
-        error =
-            cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, marlin::kThreads, bytes);
-    }
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    }
-    TVM_FFI_ICHECK(error == cudaSuccess && each > 0)
-        << "four-bit products: " << cudaGetErrorString(error) << ", " << each
-        << " blocks fit a multiprocessor";
-    return each * processors;
+    return resident(multiply_kernel<T, kTokens, kScaled>, marlin::kThreads, bytes, device);
 }
 
 // x: (tokens, inputs), rows of 16-byte pieces; weights, groups: see marlin::Product; bias:
@@ -78,11 +62,11 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
               TensorView out, TensorView parts, TensorView arrived, int64_t group, int64_t blocks,
               int64_t least) {
     const int64_t tokens = x.size(0), inputs = x.size(1), outputs = out.size(1);
+    if (tokens == 0) return;
     TVM_FFI_ICHECK(inputs % marlin::kInputs == 0 && outputs % marlin::kOutputs == 0 &&
                    group % 32 == 0 && x.stride(1) == 1 && x.stride(0) % 8 == 0)
         << "a product of " << inputs << " inputs in groups of " << group << ", " << outputs
         << " outputs";
-    if (tokens == 0) return;
     of_type(x, [&](auto* from) {
         using T = std::remove_pointer_t<decltype(from)>;
         of_tokens(tokens, [&](auto some) {
@@ -91,7 +75,7 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             const int64_t work = tiles * (inputs / marlin::kInputs);
             auto run = [&](auto scaled) {
                 constexpr int kScaled = decltype(scaled)::value;
-                const int holds = resident<T, kTokens, kScaled>(x.device().device_id);
+                const int64_t holds = resident_multiply<T, kTokens, kScaled>(x.device().device_id);
                 int64_t shared_by = blocks;
                 if (shared_by == 0) {
                     shared_by = std::min<int64_t>(holds, std::max<int64_t>(1, work / least));
@@ -100,12 +84,12 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
                                parts.size(0) >= shared_by * 2 * kTokens * marlin::kOutputs)
                     << "no room for " << shared_by << " blocks and " << tiles << " tiles";
                 const marlin::Product<T> product = {from,
-                                                    pointer<uint4>(weights),
-                                                    pointer<uint32_t>(groups),
-                                                    pointer_or_null<T>(bias),
-                                                    static_cast<T*>(out.data_ptr()),
-                                                    static_cast<float*>(parts.data_ptr()),
-                                                    static_cast<int*>(arrived.data_ptr()),
+                                                    pointer<const uint4>(weights),
+                                                    pointer<const uint32_t>(groups),
+                                                    pointer_or_null<const T>(bias),
+                                                    pointer<T>(out),
+                                                    pointer<float>(parts),
+                                                    pointer<int>(arrived),
                                                     x.stride(0),
                                                     static_cast<int>(tokens),
                                                     static_cast<int>(inputs),
@@ -128,11 +112,11 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
 int64_t room_for_parts(int64_t device) {
     const auto of = [&](auto some) {
         constexpr int kTokens = decltype(some)::value;
-        const int blocks =
-            std::max({resident<__half, kTokens, 32>(device), resident<__half, kTokens, 64>(device),
-                      resident<__nv_bfloat16, kTokens, 32>(device),
-                      resident<__nv_bfloat16, kTokens, 64>(device)});
-        return int64_t{blocks} * 2 * kTokens * marlin::kOutputs;
+        const int blocks = std::max({resident_multiply<__half, kTokens, 32>(device),
+                                     resident_multiply<__half, kTokens, 64>(device),
+                                     resident_multiply<__nv_bfloat16, kTokens, 32>(device),
+                                     resident_multiply<__nv_bfloat16, kTokens, 64>(device)});
+        return blocks * 2 * kTokens * marlin::kOutputs;
     };
     return std::max({of(std::integral_constant<int, 8>()), of(std::integral_constant<int, 16>()),
                      of(std::integral_constant<int, 32>()), of(std::integral_constant<int, 64>())});
@@ -147,8 +131,8 @@ void unpack(TensorView weights, TensorView groups, TensorView out, int64_t group
         using T = std::remove_pointer_t<decltype(to)>;
         launch("four-bit weights", unpack_kernel<T>,
                outputs / marlin::kOutputs * (inputs / marlin::kInputs), marlin::kThreads,
-               stream_of(out), pointer<uint4>(weights), pointer<uint32_t>(groups), to, inputs,
-               outputs, group);
+               stream_of(out), pointer<const uint4>(weights), pointer<const uint32_t>(groups), to,
+               inputs, outputs, group);
     });
 }
 

@@ -1,0 +1,126 @@
+"""What must hold of the CUDA kernels, on a GPU and in the emulation of one: they agree with torch.
+
+A module of tests has a class derived from ``KernelsAgree`` and imports ``pytest_generate_tests``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from minisgl.kernel.base import DecodeInputs, DecodeTables, Kernels
+from minisgl.kernel.plain import PlainKernels
+
+BF16: dict[str, Any] = {"atol": 2e-2, "rtol": 2e-2}
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each argument that ``values`` of the class names takes these values."""
+    values: dict[str, list[Any]] = getattr(metafunc.cls, "values", {})
+    for name in metafunc.fixturenames:
+        if name in values:
+            metafunc.parametrize(name, values[name], ids=str)
+
+
+class KernelsAgree:
+    """Each kernel with its plain twin. A derived class has a fixture ``kernels``."""
+
+    device: ClassVar[str]
+    values: ClassVar[dict[str, list[Any]]]
+
+    def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.randn(shape, device=self.device).to(dtype)
+
+    def test_norms_agree(self, kernels: Kernels, rows: int, size: int, dtype: torch.dtype) -> None:
+        torch.manual_seed(size)
+        x, residual, weight = (self.normal(n, size, dtype=dtype) for n in (rows, rows, 1))
+        plain = PlainKernels()
+        near: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else BF16
+        ours, theirs = (k.rms_norm(x, weight[0], 1e-6) for k in (kernels, plain))
+        torch.testing.assert_close(ours, theirs, **near)
+        sums = residual.clone(), residual.clone()
+        ours, theirs = (
+            k.add_rms_norm(x, total, weight[0], 1e-6)
+            for k, total in zip((kernels, plain), sums, strict=True)
+        )
+        torch.testing.assert_close(ours, theirs, **near)
+        torch.testing.assert_close(*sums, atol=0, rtol=0)
+
+    @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+    @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+    def test_products_agree(
+        self, kernels: Kernels, tokens: int, shape: tuple[int, int], biased: bool
+    ) -> None:
+        torch.manual_seed(tokens)
+        weight, x = self.normal(*shape), self.normal(tokens, shape[1])
+        bias = self.normal(shape[0]) if biased else None
+        exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
+        for some in (kernels, PlainKernels()):
+            got = some.matrix(weight, bias, half=False, rows=False)(x)
+            assert (got - exact).norm() < 5e-3 * exact.norm()
+
+    def test_silu_and_mul_agrees(self, kernels: Kernels, rows: int, inner: int) -> None:
+        x = self.normal(rows, 2 * inner)
+        ours, theirs = kernels.silu_and_mul(x), PlainKernels().silu_and_mul(x)
+        torch.testing.assert_close(ours, theirs, **BF16)
+
+    @pytest.mark.parametrize("dim", [24, 64, 80, 128, 256])
+    @pytest.mark.parametrize("normed", [True, False], ids=["normed", "as it is"])
+    def test_heads_are_normalised_and_turned_alike(
+        self, kernels: Kernels, dim: int, normed: bool
+    ) -> None:
+        x, weight = self.normal(9, 10, dim), self.normal(7, dim) if normed else None
+        angle = torch.rand(9, 1, dim // 2, device=self.device) * 6
+        cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
+        ours, theirs = (
+            k.norm_and_rotate(x.clone(), 7, weight, 1e-6, cos, sin)
+            for k in (kernels, PlainKernels())
+        )
+        torch.testing.assert_close(ours, theirs, atol=4e-2, rtol=2e-2)
+
+    @pytest.mark.parametrize("dim", [64, 128, 20])
+    def test_keys_and_values_are_stored_alike(self, kernels: Kernels, dim: int) -> None:
+        qkv = self.normal(50, 8, dim)
+        k, v = qkv[:, 4:6], qkv[:, 6:]
+        where = torch.randperm(90, device=self.device)[:50]
+        pools = [torch.zeros(2, 90, 2, dim, device=self.device).bfloat16() for _ in range(2)]
+        for pool, some in zip(pools, (kernels, PlainKernels()), strict=True):
+            some.store_kv(k, v, pool[0], pool[1], where)
+        assert torch.equal(*pools)
+
+    def test_decode_steps_are_laid_out_alike(self, kernels: Kernels) -> None:
+        torch.manual_seed(0)
+        slots, width, size, rows, device = 40, 30, 4, 24, self.device
+        table = torch.randint(0, 999, (slots, width), dtype=torch.int32, device=device)
+        last = torch.randint(0, 999, (slots,), device=device)
+        packed = torch.zeros(5, rows, dtype=torch.int64, device=device)
+        packed[0] = torch.randperm(slots, device=device)[:rows]
+        packed[1] = torch.randint(0, width * size, (rows,), device=device)
+        packed[2] = torch.where(torch.rand(rows, device=device) < 0.5, -1, 7)
+        own = packed[0] * width + packed[1] // size
+        packed[3] = torch.where(torch.rand(rows, device=device) < 0.5, own, -1)
+        packed[4] = torch.arange(rows, device=device) + 1000
+        made = []
+        for some in (kernels, PlainKernels()):
+            tables = DecodeTables(table.clone(), last, size)
+            wide = torch.zeros(3, rows, dtype=torch.int64, device=device)
+            ends = torch.zeros(rows, dtype=torch.int32, device=device)
+            pages = torch.zeros(rows, width, dtype=torch.int32, device=device)
+            some.decode_inputs(
+                packed.ravel(), tables, DecodeInputs(wide[0], wide[1], wide[2], ends, pages)
+            )
+            used = torch.arange(width, device=device) <= (packed[1] // size)[:, None]
+            made.append((tables.pages, wide, ends, pages * used))
+        assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+    def test_pages_are_flattened_alike(self, kernels: Kernels) -> None:
+        pages = torch.randint(0, 999, (5, 7), dtype=torch.int32, device=self.device)
+        first = torch.tensor([0, 3, 3, 10, 11, 18], dtype=torch.int32, device=self.device)
+        out = [torch.zeros(19, dtype=torch.int32, device=self.device) for _ in range(2)]
+        for into, some in zip(out, (kernels, PlainKernels()), strict=True):
+            some.flatten_pages(pages, first, into)
+        assert torch.equal(out[0][:18], out[1][:18])

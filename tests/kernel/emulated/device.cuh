@@ -1,0 +1,274 @@
+// An emulation of a GPU: what device.cuh gives a kernel, on a CPU. It stands in that file's place
+// when csrc is compiled for tests. The threads of a block take turns, each until it waits for
+// others; what a warp does together is done once all of its lanes are there. Slow, and strict:
+//
+// - a copy that nobody waited for has not happened (or, if so asked, happens at once, which shows
+//   whether it overwrites what is still read);
+// - threads and blocks run in another order for every seed;
+// - dynamic shared memory begins as NaN, and what is fetched must lie in a tensor that was handed
+// over;
+// - a barrier that some threads never reach is an error, not a hang.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __shared__ static  // one block runs at a time
+#define __launch_bounds__(threads)
+
+constexpr int kWarp = 32;
+
+struct alignas(16) uint4 {
+    uint32_t x, y, z, w;
+};
+struct __half {
+    uint16_t bits;
+};
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+using std::min;
+
+inline float half_bits(uint32_t bits) {
+    const int exponent = static_cast<int>(bits >> 10 & 31u), rest = static_cast<int>(bits & 1023u);
+    const float size = exponent == 31  ? (rest ? NAN : INFINITY)
+                       : exponent == 0 ? std::ldexp(static_cast<float>(rest), -24)
+                                       : std::ldexp(static_cast<float>(1024 + rest), exponent - 25);
+    return bits & 0x8000u ? -size : size;
+}
+inline float to_float(float x) {
+    return x;
+}
+inline float to_float(__half x) {
+    return half_bits(x.bits);
+}
+inline float to_float(__nv_bfloat16 x) {
+    const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+template <typename T>
+T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+    return x;
+}
+template <>
+inline __half from_float<__half>(float x) {
+    const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+    const float size = std::fabs(x);
+    if (std::isnan(x)) return {0x7e00};
+    if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7c00)};
+    const int exponent = size == 0.0f ? -14 : std::max(std::ilogb(size), -14);
+    const int steps = static_cast<int>(std::nearbyint(std::ldexp(size, 10 - exponent)));
+    const int bits = steps < 1024 ? steps : (exponent + 15) * 1024 + steps - 1024;
+    return {static_cast<uint16_t>(sign | bits)};
+}
+template <>
+inline __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    if (std::isnan(x)) return {0x7fc0};
+    return {static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+namespace emulated {
+
+struct Index {
+    int x;
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+    bool wanted;
+
+    void happen() const {
+        if (wanted) {
+            std::memcpy(to, from, 16);
+        } else {
+            std::memset(to, 0, 16);
+        }
+    }
+};
+
+struct Barrier {
+    int members, there = 0, passed = 0;
+};
+
+struct Lane {  // what a lane shows the others of its warp
+    const void* row;
+    float number;
+    uint32_t a[4], b[2];
+};
+
+struct Thread {
+    ucontext_t context;
+    std::vector<Copy> open;
+    std::deque<std::vector<Copy>> groups;
+    bool done = false;
+};
+
+struct Machine {
+    std::vector<Thread> threads;
+    std::vector<Barrier> warps;
+    std::vector<Lane> lanes;
+    Barrier block{0};
+    ucontext_t scheduler;
+    int current = 0;
+    long moves = 0;
+    uint32_t seed = 0;
+    bool eager = false;
+    std::string problem;
+    std::vector<std::pair<const char*, size_t>> buffers;
+    std::function<void()> body;
+};
+
+inline Machine machine;
+alignas(16) inline unsigned char shared_memory[1 << 18];
+
+inline void give_way() {
+    Thread& mine = machine.threads[machine.current];
+    swapcontext(&mine.context, &machine.scheduler);
+}
+
+inline void wait_at(Barrier& barrier) {
+    const int before = barrier.passed;
+    ++machine.moves;
+    if (++barrier.there == barrier.members) {
+        barrier.there = 0;
+        ++barrier.passed;
+        return;
+    }
+    while (barrier.passed == before) give_way();
+    ++machine.moves;
+}
+
+inline void begin_thread() {
+    machine.body();
+    Thread& mine = machine.threads[machine.current];
+    if (!mine.open.empty()) machine.problem = "a thread ended with copies in no group";
+    mine.done = true;
+    ++machine.moves;
+    give_way();
+}
+
+inline bool known(const void* from, size_t bytes) {
+    const char* at = static_cast<const char*>(from);
+    for (const auto& [start, size] : machine.buffers) {
+        if (at >= start && at + bytes <= start + size) return true;
+    }
+    machine.problem = "something is fetched from outside of every tensor";
+    return false;
+}
+
+inline Lane* lanes_of_warp() {
+    return &machine.lanes[machine.current / kWarp * kWarp];
+}
+inline void warp_barrier() {
+    wait_at(machine.warps[machine.current / kWarp]);
+}
+
+}  // namespace emulated
+
+inline emulated::Index threadIdx, blockIdx, blockDim, gridDim;
+
+inline void wait_for_inputs() {}
+inline void let_next_start() {}
+inline void __syncthreads() {
+    emulated::wait_at(emulated::machine.block);
+}
+inline void __threadfence() {}
+inline int atomicAdd(int* at, int more) {
+    return std::exchange(*at, *at + more);
+}
+inline float __ldcg(const float* at) {
+    return emulated::known(at, 4) ? *at : NAN;
+}
+inline float rsqrtf(float x) {
+    return 1.0f / std::sqrt(x);
+}
+inline float __expf(float x) {
+    return std::exp(x);
+}
+inline uint4* dynamic_shared() {
+    return reinterpret_cast<uint4*>(emulated::shared_memory);
+}
+inline uint4 load_once(const uint4* from) {
+    return emulated::known(from, 16) ? *from : uint4{~0u, ~0u, ~0u, ~0u};
+}
+inline float __shfl_xor_sync(uint32_t, float x, int other) {
+    emulated::Lane* lanes = emulated::lanes_of_warp();
+    const int lane = emulated::machine.current % kWarp;
+    lanes[lane].number = x;
+    emulated::warp_barrier();
+    const float out = lanes[lane ^ other].number;
+    emulated::warp_barrier();
+    return out;
+}
+
+namespace emulated {
+
+// Run blocks of so many threads, one after the other in an order that the seed gives. Throws
+// std::runtime_error with what a kernel did wrong.
+inline void run(int blocks, int threads, std::function<void()> body) {
+    constexpr size_t kStack = 1 << 16;
+    std::mt19937 random(machine.seed);
+    std::vector<int> order(blocks), turns(threads);
+    for (int i = 0; i < blocks; ++i) order[i] = i;
+    std::shuffle(order.begin(), order.end(), random);
+    const std::unique_ptr<unsigned char[]> stacks(new unsigned char[kStack * threads]);
+    blockDim = {threads};
+    gridDim = {blocks};
+    machine.body = std::move(body);
+    machine.problem.clear();
+    for (const int block : order) {
+        blockIdx = {block};
+        std::memset(shared_memory, 0xff, sizeof shared_memory);
+        machine.threads = std::vector<Thread>(threads);
+        machine.warps.assign(threads / kWarp, Barrier{kWarp});
+        machine.lanes.assign(threads, Lane{});
+        machine.block = Barrier{threads};
+        for (int i = 0; i < threads; ++i) {
+            Thread& thread = machine.threads[i];
+            turns[i] = i;
+            getcontext(&thread.context);
+            thread.context.uc_stack.ss_sp = &stacks[kStack * i];
+            thread.context.uc_stack.ss_size = kStack;
+            makecontext(&thread.context, begin_thread, 0);
+        }
+        std::shuffle(turns.begin(), turns.end(), random);
+        for (int left = threads; left > 0;) {
+            const long before = machine.moves;
+            left = 0;
+            for (const int i : turns) {
+                if (machine.threads[i].done) continue;
+                machine.current = i;
+                threadIdx = {i};
+                swapcontext(&machine.scheduler, &machine.threads[i].context);
+                left += !machine.threads[i].done;
+                if (!machine.problem.empty()) throw std::runtime_error(machine.problem);
+            }
+            if (left > 0 && machine.moves == before) {
+                throw std::runtime_error("threads wait for others that never come");
+            }
+        }
+    }
+}
+
+}  // namespace emulated

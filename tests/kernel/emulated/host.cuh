@@ -1,0 +1,68 @@
+// host.cuh in the emulation of a GPU; see device.cuh here. A launch is over when it returns.
+#pragma once
+#include <tvm/ffi/container/tensor.h>
+#include <tvm/ffi/error.h>
+#include <tvm/ffi/function.h>
+
+#include <cstdint>
+
+#include "device.cuh"
+
+using tvm::ffi::Optional;
+using tvm::ffi::TensorView;
+using cudaStream_t = int;
+
+inline cudaStream_t stream_of(const TensorView&) {
+    return 0;
+}
+
+template <typename... Params, typename... Args>
+void launch_with(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
+                 int threads, cudaStream_t, Args... args) {
+    TVM_FFI_ICHECK(shared <= static_cast<int>(sizeof emulated::shared_memory) &&
+                   threads % kWarp == 0 && threads <= 1024 && blocks > 0)
+        << what << ": " << blocks << " blocks of " << threads << " threads, " << shared << " bytes";
+    try {
+        emulated::run(static_cast<int>(blocks), threads,
+                      [&] { kernel(static_cast<Params>(args)...); });
+    } catch (const std::exception& error) {
+        emulated::machine.buffers.clear();
+        TVM_FFI_THROW(RuntimeError) << what << ": " << error.what();
+    }
+    emulated::machine.buffers.clear();
+}
+
+template <typename... Params, typename... Args>
+void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
+            cudaStream_t stream, Args... args) {
+    launch_with(0, what, kernel, blocks, threads, stream, args...);
+}
+
+template <typename... Params>
+int64_t resident(void (*)(Params...), int, int, int) {
+    return 5;  // few, and no divisor of most work
+}
+
+template <typename T>
+T* pointer(const TensorView& x) {
+    int64_t last = 0;
+    for (int i = 0; i < x.ndim(); ++i) {
+        if (x.size(i) == 0) return static_cast<T*>(x.data_ptr());
+        last += (x.size(i) - 1) * x.stride(i);
+    }
+    const size_t bytes = static_cast<size_t>(last + 1) * x.dtype().bits / 8;
+    emulated::machine.buffers.emplace_back(static_cast<const char*>(x.data_ptr()), bytes);
+    return static_cast<T*>(x.data_ptr());
+}
+
+template <typename T>
+T* pointer_or_null(const Optional<TensorView>& x) {
+    return x.has_value() ? pointer<T>(*x) : nullptr;
+}
+
+// What tests set before a launch: the order in which threads run, and when copies happen.
+inline void emulate(int64_t seed, bool eager) {
+    emulated::machine.seed = static_cast<uint32_t>(seed);
+    emulated::machine.eager = eager;
+}
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(emulate, emulate);

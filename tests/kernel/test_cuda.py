@@ -1,0 +1,40 @@
+"""The CUDA kernels agree with their plain twins, run thread by thread in an emulation of a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from minisgl.kernel.base import Kernels
+from minisgl.kernel.cuda import CudaKernels
+from tests.kernel.agreement import DTYPES, KernelsAgree
+from tests.kernel.agreement import pytest_generate_tests as pytest_generate_tests
+
+
+class TestEmulated(KernelsAgree):
+    """Few and small ones: a thread takes a microsecond for what a GPU does in a nanosecond."""
+
+    device = "cpu"
+    values: ClassVar[dict[str, list[Any]]] = {
+        "dtype": DTYPES,
+        "rows": [1, 7],
+        "size": [8, 264, 1024, 16384],
+        "shape": [(96, 2048), (300, 264), (5, 8)],
+        "inner": [8, 3072],
+    }
+
+    @pytest.fixture(scope="class")
+    def kernels(self, emulated: Callable[[str], Any]) -> Kernels:
+        return CudaKernels(emulated("cuda.cu"))
+
+
+def test_a_product_reads_no_further_than_its_weight(emulated: Callable[[str], Any]) -> None:
+    """A tensor in the middle of others: what lies behind it is not fetched."""
+    module = emulated("cuda.cu")
+    weight, x = torch.randn(7, 24).half(), torch.randn(2, 24).half()
+    out = torch.empty(2, 7, dtype=torch.float16)
+    module["gemv"](x, weight, None, out)
+    torch.testing.assert_close(out, x @ weight.t(), atol=1e-2, rtol=1e-2)
