@@ -371,6 +371,41 @@ BUGS += [
         "zeros[r / 2]",
         EMULATED,
     ),
+    Bug(
+        "values are stored with the keys",
+        "minisgl/kernel/csrc/cuda.cu",
+        "(head < turned ? to.keys : to.values) +",
+        "to.keys +",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "a key is stored as it was before it was turned",
+        "minisgl/kernel/csrc/cuda.cu",
+        "            copy[at] = low;",
+        "            copy[at] = from_float<T>(a[i]);",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "a norm forgets the last warp's sum",
+        "minisgl/kernel/csrc/cuda.cu",
+        "threadIdx.x % kWarp < warps ? scratch",
+        "threadIdx.x % kWarp < warps - 1 ? scratch",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "a short product reads past its row",
+        "minisgl/kernel/csrc/cuda.cu",
+        "if (at + i * kStride < pieces) now",
+        "if (at + i * kStride <= pieces) now",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "a padded row's page is not written",
+        "minisgl/kernel/csrc/cuda.cu",
+        "if (entry >= 0) table[entry]",
+        "if (entry > 0) table[entry]",
+        ("tests/kernel/test_cuda.py",),
+    ),
 ]
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minisgl.kernel.base import Kernels
+from minisgl.kernel.base import Kernels, Place
 
 Ints = NDArray[np.int64]
 
@@ -56,8 +56,8 @@ class Pool(Protocol):
     values: list[Tensor]
     kernels: Kernels
 
-    def write(self, layer: int, locations: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k, v: (tokens, kv_heads, head_dim) at flat positions ``locations``."""
+    def place(self, layer: int, locations: Tensor) -> Place:
+        """Where keys and values of tokens at flat positions ``locations`` go."""
         ...
 
 
@@ -75,13 +75,29 @@ class Attention(Protocol):
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Store k and v in the prepared batch's pages, then attend q over each row's pages.
+        """Attend q over the pages of each row of the prepared batch, which hold k and v already.
 
         q: (tokens, heads, head_dim); k, v: (tokens, kv_heads, head_dim). A token sees the positions
         of its own row up to its own. Scores are scaled by head_dim ** -0.5.
         Returns (tokens, heads * head_dim), which the caller owns.
         """
         ...
+
+
+class Paged(NamedTuple):
+    """One batch's memory, as a model wants it: the pool's pages, read by an attention backend."""
+
+    pool: Pool
+    attention: Attention
+    locations: Tensor  # (tokens,) int64: where each new position goes
+
+    def place(self, layer: int) -> Place:
+        """Where the batch's keys and values belong."""
+        return self.pool.place(layer, self.locations)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See ``Attention``."""
+        return self.attention.attend(layer, q, k, v)
 
 
 Replan = Callable[[Ints], None]

@@ -39,7 +39,6 @@ class FlashAttention:
         """See ``attention.base.Attention``."""
         meta, pool = self._meta, self._pool
         assert meta is not None and meta.device is not None, "prepare comes before attend"
-        pool.write(layer, meta.locations, k, v)
         window = self._windows[layer] if self._windows else None
         out: Tensor = self._attend(
             q=q,

@@ -90,7 +90,6 @@ class FlashInferAttention:
         if self._unplanned is not None:
             self._plan(self._unplanned, q.shape[1])
             self._unplanned = None
-        self._pool.write(layer, self._meta.locations, k, v)
         out: Tensor = self._run(q, (self._pool.keys[layer], self._pool.values[layer]))
         return out.view(len(q), -1)
 

@@ -52,7 +52,6 @@ class GroupedAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See ``attention.base.Attention``."""
         assert self._meta is not None, "prepare comes before attend"
-        self._pool.write(layer, self._meta.locations, k, v)
         window = self._windows[layer] if self._windows else None
         out = torch.empty_like(q)
         for decode in self._decodes:

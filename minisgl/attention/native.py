@@ -1,7 +1,7 @@
 """Attention in C++, for float32 on a CPU: it reads pages where they lie.
 
-One call stores a batch's keys and values and attends every row, whatever their lengths; there is
-no gathering, padding or masking for torch to do. ``attention.torch`` is its oracle.
+One call attends every row of a batch, whatever their lengths; there is no gathering, padding or
+masking for torch to do. ``attention.torch`` is its oracle.
 """
 
 from __future__ import annotations
@@ -43,14 +43,11 @@ class NativeAttention:
         window = self._windows[layer] if self._windows else None
         self._attend(
             q,
-            k,
-            v,
             self._pool.keys[layer],
             self._pool.values[layer],
             meta.pages,
             self._starts,
             self._lengths,
-            meta.locations,
             window or 0,
             out,
             torch.get_num_threads(),

@@ -25,7 +25,6 @@ class TorchAttention:
         """See ``attention.base.Attention``."""
         meta, out, first = self._meta, torch.empty_like(q), 0
         assert meta is not None, "prepare comes before attend"
-        self._pool.write(layer, meta.locations, k, v)
         window = self._windows[layer] if self._windows else None
         for start, length, pages in zip(meta.starts, meta.lengths, meta.pages, strict=True):
             row = slice(first, first + int(length))

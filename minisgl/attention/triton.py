@@ -58,7 +58,6 @@ class TritonAttention:
         """See ``attention.base.Attention``."""
         meta, (tokens, heads, dim) = self._meta, q.shape
         assert meta is not None and meta.device is not None, "prepare comes before attend"
-        self._pool.write(layer, meta.locations, k, v)
         if q.stride(1) != dim:
             q = q.contiguous()
         group, rows = heads // self._kv_heads, len(meta.device.ends)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from minisgl import registry
-from minisgl.attention.base import Attention, DeviceMeta, Ints, Meta
+from minisgl.attention.base import Attention, DeviceMeta, Ints, Meta, Paged
 from minisgl.config import EngineConfig
 from minisgl.core import Batch, Logprob, Outcome, Row, Span
 from minisgl.distributed.group import Group, share_kv_heads
@@ -232,7 +232,8 @@ class CudaForward:
                 return tokens, scores, asked
         inputs = self._stage(rows, begin)
         self._attention.prepare(inputs.meta)
-        hidden = self._model(inputs.ids, inputs.positions, self._attention.attend)
+        memory = Paged(self._pool, self._attention, inputs.meta.locations)
+        hidden = self._model(inputs.ids, inputs.positions, memory)
         emitting = [row for row in rows if row.emits]
         tokens, scores = self._sample(hidden[inputs.sampling_tokens], inputs.slots, emitting)
         scores = _spread(scores, rows) if scores else ()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minisgl import registry
-from minisgl.attention.base import Attention, Ints, Meta
+from minisgl.attention.base import Attention, Ints, Meta, Paged
 from minisgl.config import EngineConfig
 from minisgl.core import Batch, Logprob, Outcome, Row, Span
 from minisgl.distributed.group import Group, share_kv_heads
@@ -75,7 +75,8 @@ class Forward:
         begin = perf_counter()
         inputs = self._stage(batch)
         self._attention.prepare(inputs.meta)
-        hidden = self._model(inputs.ids, inputs.positions, self._attention.attend)
+        memory = Paged(self._pool, self._attention, inputs.meta.locations)
+        hidden = self._model(inputs.ids, inputs.positions, memory)
         tokens, scores = self._sample(hidden, inputs)
         out = _spread(tokens, batch.rows)
         logprobs = _spread(scores, batch.rows) if any(scores) else ()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import DeviceMeta, Meta, Replan
+from minisgl.attention.base import DeviceMeta, Meta, Paged, Replan
 from minisgl.core import Row
 from minisgl.executor.kv_pool import KVPool
 from minisgl.executor.tables import Staging, Tables
@@ -113,14 +113,15 @@ class Decode:
         first = torch.arange(size + 1, dtype=torch.int32, device=device)
         host = np.zeros(size, np.int64), np.ones(size, np.int64)
         meta = Meta(*host, pages, inputs.locations, DeviceMeta(ends, first))
-        self._memory = inputs, meta  # a graph keeps addresses, not tensors
+        memory = Paged(pool, attention, inputs.locations)
+        self._kept = inputs, meta  # a graph keeps addresses, not tensors
         self._replan: Replan = attention.capture(meta, heads)
         self._graph = torch.cuda.CUDAGraph()
 
         def body() -> tuple[Tensor, Tensor | None]:
             pool.kernels.decode_inputs(self._packed, state, inputs)
             attention.captured()
-            hidden = model(inputs.ids, inputs.positions, attention.attend)
+            hidden = model(inputs.ids, inputs.positions, memory)
             if not greedy:
                 return hidden, None
             tokens = model.logits(hidden).argmax(-1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minisgl.kernel.base import Kernels
+from minisgl.kernel.base import Kernels, Place
 from minisgl.kernel.plain import PlainKernels
 
 
@@ -30,7 +30,7 @@ class KVPool:
         device: torch.device,
         kernels: Kernels | None = None,
     ) -> None:
-        """kernels: what stores keys and values; None: torch. Raises MemoryError, with the bytes
+        """kernels: what lays out decode steps; None: torch. Raises MemoryError, with the bytes
         that are asked and free, where a GPU has no room."""
         self.num_pages, self.page_size = num_pages, page_size
         self.kernels: Kernels = kernels or PlainKernels()
@@ -51,9 +51,9 @@ class KVPool:
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
 
-    def write(self, layer: int, locations: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store k, v: (tokens, kv_heads, head_dim) at flat positions ``locations``: (tokens,)."""
-        self.kernels.store_kv(k, v, *self._flat[layer], locations)
+    def place(self, layer: int, locations: Tensor) -> Place:
+        """Where keys and values of tokens at flat positions ``locations``, (tokens,) int64, go."""
+        return Place(*self._flat[layer], locations)
 
     @property
     def page_bytes(self) -> int:

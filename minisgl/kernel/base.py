@@ -27,6 +27,14 @@ class Matrix(Protocol):
         ...
 
 
+class Place(NamedTuple):
+    """Where a batch's new keys and values go on one layer."""
+
+    keys: Tensor  # (positions, kv_heads, head_dim), all pages' positions one after the other
+    values: Tensor  # the same
+    locations: Tensor  # (tokens,) int64: the position of each token
+
+
 class DecodeTables(NamedTuple):
     """What the device remembers of each slot, and how many positions a page has."""
 
@@ -74,21 +82,16 @@ class Kernels(Protocol):
         """silu of the first half times the second half: (tokens, 2n) -> (tokens, n). x is kept."""
         ...
 
-    def norm_and_rotate(
-        self, x: Tensor, heads: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
-    ) -> Tensor:
-        """Turn the first ``heads`` heads of each token, RMS-normalised first if there is a weight.
+    def turn_and_store(
+        self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn each token's query and key heads, RMS-normalised first if there is a weight, and
+        store its keys and values.
 
-        x: (tokens, heads and more, head_dim), which may be written to. weight: (heads, head_dim).
-        cos, sin: (tokens, 1, head_dim / 2). Returns (tokens, heads, head_dim).
+        qkv: (tokens, heads, head_dim), query heads before as many key and value heads as ``to``
+        has; it may be written to. weight: (query and key heads, head_dim). cos, sin: (tokens, 1,
+        head_dim / 2). Returns queries, keys and values: (tokens, their heads, head_dim) each.
         """
-        ...
-
-    def store_kv(
-        self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, locations: Tensor
-    ) -> None:
-        """Write k, v: (tokens, kv_heads, head_dim) to rows ``locations``, (tokens,) int64, of keys
-        and values: (positions, kv_heads, head_dim)."""
         ...
 
     def decode_inputs(self, packed: Tensor, tables: DecodeTables, into: DecodeInputs) -> None:

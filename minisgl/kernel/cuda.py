@@ -14,9 +14,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from minisgl.kernel.base import DecodeInputs, DecodeTables, Matrix
+from minisgl.kernel.base import DecodeInputs, DecodeTables, Matrix, Place
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.int4 import Int4
+from minisgl.kernel.paging import split
 from minisgl.kernel.plain import PlainKernels
 
 _PIECE: Final = 16  # bytes that a thread reads at a time
@@ -38,8 +39,7 @@ class CudaKernels:
         self._plain, self._gemv = PlainKernels(), module["gemv"]
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
-        self._norm_and_rotate = module["norm_and_rotate"]
-        self._store_kv = module["store_kv"]
+        self._turn_and_store = module["turn_and_store"]
         self._decode_inputs = module["decode_inputs"]
         self._flatten_pages = module["flatten_pages"]
 
@@ -80,25 +80,14 @@ class CudaKernels:
         self._silu_and_mul(x, out)
         return out
 
-    def norm_and_rotate(
-        self, x: Tensor, heads: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
-    ) -> Tensor:
+    def turn_and_store(
+        self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernels``. In place."""
-        if x.shape[2] > _LARGEST_HEAD:
-            return self._plain.norm_and_rotate(x, heads, weight, eps, cos, sin)
-        self._norm_and_rotate(x, heads, weight, eps, cos, sin)
-        return x[:, :heads]
-
-    def store_kv(
-        self, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, locations: Tensor
-    ) -> None:
-        """See ``Kernels``."""
-        size, dense = k.element_size(), k.shape[1] == 1 or k.stride(1) == v.stride(1) == k.shape[2]
-        if not dense or any(
-            n * size % _PIECE for n in (k[0].numel() if len(k) else 0, k.stride(0), v.stride(0))
-        ):
-            return self._plain.store_kv(k, v, keys, values, locations)
-        self._store_kv(k, v, keys, values, locations)
+        if qkv.shape[2] > _LARGEST_HEAD:
+            return self._plain.turn_and_store(qkv, weight, eps, cos, sin, to)
+        self._turn_and_store(qkv, weight, eps, cos, sin, *to)
+        return split(qkv, to.keys.shape[1])
 
     def decode_inputs(self, packed: Tensor, tables: DecodeTables, into: DecodeInputs) -> None:
         """See ``Kernels``."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from minisgl.kernel import paging
-from minisgl.kernel.base import Matrix
+from minisgl.kernel.base import Matrix, Place
 from minisgl.kernel.compile import load
 from minisgl.kernel.int4 import PER_WORD, Int4, unpack
 
@@ -26,7 +26,6 @@ class NativeKernels:
     Uses as many threads as torch does on the calling thread. Raises kernel.compile.NoKernels.
     """
 
-    store_kv = staticmethod(paging.store_kv)
     decode_inputs = staticmethod(paging.decode_inputs)
     flatten_pages = staticmethod(paging.flatten_pages)
 
@@ -36,8 +35,8 @@ class NativeKernels:
         self._linear_int4 = module["linear_int4"]
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
-        self._norm_and_rotate = module["norm_and_rotate"]
-        for short in (self._rms_norm, self._silu_and_mul, self._norm_and_rotate):
+        self._turn_and_store = module["turn_and_store"]
+        for short in (self._rms_norm, self._silu_and_mul, self._turn_and_store):
             short.release_gil = False  # over before another thread could use it
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
@@ -70,12 +69,12 @@ class NativeKernels:
         self._silu_and_mul(x, out)
         return out
 
-    def norm_and_rotate(
-        self, x: Tensor, heads: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
-    ) -> Tensor:
+    def turn_and_store(
+        self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernels``. In place."""
-        self._norm_and_rotate(x, heads, weight, eps, cos, sin)
-        return x[:, :heads]
+        self._turn_and_store(qkv, weight, eps, cos, sin, *to)
+        return paging.split(qkv, to.keys.shape[1])
 
 
 class _Panels:

@@ -5,13 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from minisgl.kernel.base import DecodeInputs, DecodeTables
+from minisgl.kernel.base import DecodeInputs, DecodeTables, Place
 
 
-def store_kv(k: Tensor, v: Tensor, keys: Tensor, values: Tensor, locations: Tensor) -> None:
-    """See ``Kernels``."""
-    keys.index_copy_(0, locations, k)
-    values.index_copy_(0, locations, v)
+def store_kv(k: Tensor, v: Tensor, to: Place) -> None:
+    """Write k, v: (tokens, kv_heads, head_dim) to where they belong."""
+    to.keys.index_copy_(0, to.locations, k)
+    to.values.index_copy_(0, to.locations, v)
+
+
+def split(qkv: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values: (tokens, their heads, head_dim) each, in qkv's memory."""
+    heads = qkv.shape[1] - 2 * kv_heads
+    q, k, v = qkv.split_with_sizes((heads, kv_heads, kv_heads), 1)
+    return q, k, v
 
 
 def decode_inputs(packed: Tensor, tables: DecodeTables, into: DecodeInputs) -> None:

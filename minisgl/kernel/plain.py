@@ -7,14 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.kernel import paging
-from minisgl.kernel.base import Matrix
+from minisgl.kernel.base import Matrix, Place
 from minisgl.kernel.int4 import Int4, dequantise
 
 
 class PlainKernels:
     """One torch call after the other."""
 
-    store_kv = staticmethod(paging.store_kv)
     decode_inputs = staticmethod(paging.decode_inputs)
     flatten_pages = staticmethod(paging.flatten_pages)
 
@@ -39,14 +38,18 @@ class PlainKernels:
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
 
-    def norm_and_rotate(
-        self, x: Tensor, heads: int, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor
-    ) -> Tensor:
+    def turn_and_store(
+        self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernels``."""
-        x = x[:, :heads]
+        kv_heads = to.keys.shape[1]
+        turned, v = qkv[:, :-kv_heads], qkv[:, -kv_heads:]
         if weight is not None:
-            x = F.rms_norm(x, x.shape[-1:], None, eps).mul_(weight)
-        return rotate(x, cos, sin)
+            turned = F.rms_norm(turned, turned.shape[-1:], None, eps).mul_(weight)
+        turned = rotate(turned, cos, sin)
+        q, k = turned[:, :-kv_heads], turned[:, -kv_heads:]
+        paging.store_kv(k, v, to)
+        return q, k, v
 
 
 class PlainMatrix:

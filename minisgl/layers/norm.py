@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from minisgl.kernel.base import Place
 from minisgl.layers.rotary import Rotation
 from minisgl.layers.source import Source
 
@@ -38,8 +39,7 @@ class HeadTurn:
         self, source: Source, name: str, heads: int, kv_heads: int, head_dim: int, eps: float | None
     ) -> None:
         """eps: of the RMS norm on each query and key head; None: there is none."""
-        self._turned, self._eps, self._weight = heads + kv_heads, eps or 0.0, None
-        self._kernels = source.kernels
+        self._kernels, self._eps, self._weight = source.kernels, eps or 0.0, None
         if eps is not None:
             self._weight = weight = source.empty(heads + kv_heads, head_dim)
             source.fill(weight[0], f"{name}.q_norm.weight", (head_dim,))
@@ -47,9 +47,10 @@ class HeadTurn:
             weight[1:heads] = weight[0]
             weight[heads + 1 :] = weight[heads]
 
-    def __call__(self, qkv: Tensor, rotation: Rotation) -> Tensor:
-        """qkv: (tokens, q, k and v heads, head_dim), which may be written to.
+    def __call__(self, qkv: Tensor, rotation: Rotation, to: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn queries and keys; store keys and values.
 
-        Returns the q and k heads: (tokens, heads + kv_heads, head_dim).
+        qkv: (tokens, q, k and v heads, head_dim), which may be written to.
+        Returns q: (tokens, heads, head_dim), k and v: (tokens, kv_heads, head_dim).
         """
-        return self._kernels.norm_and_rotate(qkv, self._turned, self._weight, self._eps, *rotation)
+        return self._kernels.turn_and_store(qkv, self._weight, self._eps, *rotation, to)

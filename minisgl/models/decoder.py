@@ -7,13 +7,13 @@ mind: an architecture whose layer differs in more than a flag or two gets a laye
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from minisgl.distributed.group import Group, share, share_kv_heads
+from minisgl.kernel.base import Place
 from minisgl.layers.embedding import VocabMatrix
 from minisgl.layers.linear import GatedMLP, RowLinear, qkv_linear
 from minisgl.layers.norm import HeadTurn, RMSNorm
@@ -22,8 +22,17 @@ from minisgl.layers.source import Source
 from minisgl.models.config import ModelConfig, Traits
 from minisgl.models.fields import Fields
 
-# (layer, q, k, v) -> what the tokens read; shapes in attention.base.Attention.attend
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+class Memory(Protocol):
+    """The keys and values of one batch's rows: where new ones go, and what tokens read."""
+
+    def place(self, layer: int) -> Place:
+        """Where the batch's keys and values belong."""
+        ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See ``attention.base.Attention.attend``."""
+        ...
 
 
 class Model(Protocol):
@@ -32,7 +41,7 @@ class Model(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def __call__(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
         """ids, positions: (tokens,). Returns every token's last hidden state: (tokens, hidden)."""
         ...
 
@@ -66,13 +75,13 @@ class Decoder(ABC):
         self.rotary = Rotary(config.rope, config.head_dim, self.device)
 
     @final
-    def __call__(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
         """See ``Model``."""
         rotation = self.rotary.at(positions, self.dtype)
         residual = self.embedding.embed(ids)
         x = self.layers[0].attention_norm(residual)
         for layer, following in zip(self.layers, self._following_norms(), strict=True):
-            x = layer.attention(x, rotation, attend)
+            x = layer.attention(x, rotation, memory)
             x, residual = layer.mlp_norm.add(x, residual)
             x, residual = following.add(layer.mlp(x), residual)
         return x
@@ -125,11 +134,10 @@ class _SelfAttention:
             config.traits.o_bias,
             group,
         )
-        self._layer, self._heads, self._kv_heads, self._dim = layer, len(own), len(own_kv), dim
+        self._layer, self._dim = layer, dim
 
-    def __call__(self, x: Tensor, rotation: Rotation, attend: Attend) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, memory: Memory) -> Tensor:
         """x: (tokens, hidden_size). Returns the same shape."""
         qkv = self.qkv(x).view(len(x), -1, self._dim)
-        qk, v = self.turn(qkv, rotation), qkv[:, self._heads + self._kv_heads :]
-        q, k = qk.split_with_sizes((self._heads, self._kv_heads), 1)
-        return self.o(attend(self._layer, q, k, v))
+        q, k, v = self.turn(qkv, rotation, memory.place(self._layer))
+        return self.o(memory.attend(self._layer, q, k, v))

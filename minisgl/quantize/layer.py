@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.distributed.group import ALONE
+from minisgl.kernel.base import Place
 from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Layer
@@ -51,26 +52,15 @@ class LayerBench:
         """Compute the layer in place. hidden: (sequences, length, hidden_size)."""
         length = hidden.shape[1]
         rotary = Rotary(self._config.rope, self._config.head_dim, hidden.device)
-        layer = self._layer
+        layer, windows = self._layer, self._config.traits.windows
+        window = windows[self.index] if windows else None
         for some in hidden.split(max(1, _TOGETHER // length)):
             rotation = rotary.at(torch.arange(length).repeat(len(some)), hidden.dtype)
             residual = some.view(-1, hidden.shape[2])
             x = layer.attention_norm(residual)
-            x = layer.attention(x, rotation, lambda _, q, k, v: self._attend(q, k, v, length))
+            x = layer.attention(x, rotation, _Sequences(self._config, x, length, window))
             x, residual = layer.mlp_norm.add(x, residual)
             residual += layer.mlp(x)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
-        """Causal attention in each sequence of ``length``; shapes as in ``Attention.attend``."""
-        windows = self._config.traits.windows
-        window = windows[self.index] if windows else None
-        behind = torch.arange(length)[:, None] - torch.arange(length)
-        seen = (behind >= 0) & (behind < (window or length))
-        copies = q.shape[1] // k.shape[1]
-        k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
-        q, k, v = (t.unflatten(0, (-1, length)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, seen)
-        return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def quantise(self, group: int | None) -> LayerResult:
         """Fit the layer to four bits by what ``run`` has seen. Only once: it changes the layer.
@@ -113,6 +103,28 @@ class LayerBench:
     def _per_value(self, factors: Tensor) -> Tensor:
         """The factor of each output of the value projection, from those of what reads them."""
         return factors.view(self._config.num_kv_heads, -1, self._config.head_dim)[:, 0].reshape(-1)
+
+
+class _Sequences:
+    """A layer's memory of whole sequences of one length, one after the other in x."""
+
+    def __init__(self, config: ModelConfig, x: Tensor, length: int, window: int | None) -> None:
+        self._length, self._window = length, window
+        self._kept = x.new_empty(2, len(x), config.num_kv_heads, config.head_dim)
+
+    def place(self, layer: int) -> Place:
+        """See ``Memory``. Nobody reads them there."""
+        return Place(self._kept[0], self._kept[1], torch.arange(self._kept.shape[1]))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See ``Memory``. Causal in each sequence."""
+        behind = torch.arange(self._length)[:, None] - torch.arange(self._length)
+        seen = (behind >= 0) & (behind < (self._window or self._length))
+        copies = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(copies, 1), v.repeat_interleave(copies, 1)
+        q, k, v = (t.unflatten(0, (-1, self._length)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, seen)
+        return out.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def divide(weight: Tensor, factors: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from minisgl.attention.base import Meta
 from minisgl.attention.grouped import GroupedAttention
 from minisgl.attention.torch import TorchAttention
 from minisgl.executor.kv_pool import KVPool
+from minisgl.kernel.paging import store_kv
 
 CPU = torch.device("cpu")
 
 
 class Case:
-    """A random batch over a pool full of random keys."""
+    """A random batch over a pool full of random keys, its own among them."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class Case:
             memory.normal_()
         self.q = torch.randn(tokens, heads, dim).to(dtype)
         self.k, self.v = torch.randn(2, tokens, kv_heads, dim).to(dtype)
+        store_kv(self.k, self.v, self.pool.place(0, self.meta.locations))
 
 
 def attend(
@@ -73,11 +75,8 @@ def test_grouped_equals_the_oracle(
 ) -> None:
     torch.set_num_threads(1)
     case = Case(rows, page_size, *shape)
-    fast = attend(GroupedAttention, case, window)
-    written = case.pool.keys[0].clone(), case.pool.values[0].clone()
-    slow = attend(TorchAttention, case, window)
+    fast, slow = (attend(backend, case, window) for backend in (GroupedAttention, TorchAttention))
     torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
-    assert all(map(torch.equal, written, (case.pool.keys[0], case.pool.values[0])))
 
 
 def test_the_oracle_equals_torch_on_keys_that_lie_in_order() -> None:
@@ -106,13 +105,21 @@ def test_half_precision_agrees_to_its_rounding(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("backend", [GroupedAttention, TorchAttention])
-def test_only_the_pages_of_the_batch_are_written(
+def test_attention_writes_to_no_page(
     backend: type[GroupedAttention] | type[TorchAttention],
 ) -> None:
     case = Case([(5, 1), (3, 6)], 4, 4, 2, 8)
-    before = case.pool.keys[0].flatten(0, 1).clone()
+    before = case.pool.keys[0].clone(), case.pool.values[0].clone()
     attend(backend, case, None)
-    after = case.pool.keys[0].flatten(0, 1)
-    changed = (before != after).flatten(1).any(1).nonzero().flatten()
+    assert all(map(torch.equal, before, (case.pool.keys[0], case.pool.values[0])))
+
+
+def test_only_the_positions_of_the_batch_are_written() -> None:
+    case = Case([(5, 1), (3, 6)], 4, 4, 2, 8)
+    keys, values = case.pool.keys[0].flatten(0, 1), case.pool.values[0].flatten(0, 1)
+    before, (k, v) = keys.clone(), torch.randn(2, *case.k.shape)
+    store_kv(k, v, case.pool.place(0, case.meta.locations))
+    changed = (before != keys).flatten(1).any(1).nonzero().flatten()
     assert changed.tolist() == sorted(case.meta.locations.tolist())
-    assert torch.equal(after[case.meta.locations], case.k)
+    assert torch.equal(keys[case.meta.locations], k)
+    assert torch.equal(values[case.meta.locations], v)

@@ -1,4 +1,4 @@
-"""Attention in C++ agrees with the oracle, and writes what the oracle writes."""
+"""Attention in C++ agrees with the oracle."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from tests.attention.test_grouped import Case
 
 
 def agree(case: Case, window: int | None) -> None:
-    results, written = [], []
+    results = []
     for backend in (NativeAttention, TorchAttention):
         attention = backend(case.pool, () if window is None else (window,))
         attention.prepare(case.meta)
         results.append(attention.attend(0, case.q, case.k, case.v))
-        written.append((case.pool.keys[0].clone(), case.pool.values[0].clone()))
     torch.testing.assert_close(*results, atol=1e-5, rtol=1e-5)
-    assert all(map(torch.equal, *written))
 
 
 @settings(max_examples=150, deadline=None)

@@ -22,7 +22,7 @@ from minisgl.executor.forward import Forward
 from minisgl.executor.tables import Staging
 from minisgl.executor.torch_runner import TorchRunner, load_model, load_runner
 from minisgl.models.config import ModelConfig
-from minisgl.models.decoder import Attend, Model
+from minisgl.models.decoder import Memory, Model
 from tests.executor.batches import Sequences, config
 from tests.models.random_checkpoints import checkpoint
 
@@ -43,13 +43,13 @@ class Slow:
         self.fails = 0
         self.threads: list[tuple[str, int]] = []
 
-    def __call__(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
         self.leave.acquire(timeout=10)
         self.threads.append((threading.current_thread().name, torch.get_num_threads()))
         if self.fails:
             self.fails -= 1
             raise MemoryError("planted")
-        return self._model(ids, positions, attend)
+        return self._model(ids, positions, memory)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self._model.logits(hidden)

@@ -79,8 +79,9 @@ def test_plans_tokens_and_logprobs_are_those_of_one_process(
         expected, got = scores(one), scores(two)
         assert len(expected) == len(got) > 70
         for a, b in zip(expected, got, strict=True):
-            assert abs(a.logprob - b.logprob) < 1e-4
-            assert [x for _, x in a.top] == pytest.approx([x for _, x in b.top], abs=1e-4)
+            # logits agree within 1e-4; a logprob is one of them less another number of their kind
+            assert abs(a.logprob - b.logprob) < 2e-4
+            assert [x for _, x in a.top] == pytest.approx([x for _, x in b.top], abs=2e-4)
 
 
 def test_going_back_computes_the_same_again(shared: Engine) -> None:

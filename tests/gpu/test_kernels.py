@@ -17,6 +17,7 @@ from minisgl.attention.base import DeviceMeta, Meta
 from minisgl.attention.torch import TorchAttention
 from minisgl.executor.kv_pool import KVPool
 from minisgl.kernel.base import Kernels
+from minisgl.kernel.paging import store_kv
 from tests.kernel.agreement import BF16, DTYPES, KernelsAgree
 from tests.kernel.agreement import pytest_generate_tests as pytest_generate_tests
 
@@ -48,7 +49,7 @@ def normal(*shape: int) -> Tensor:
 def batch(
     rows: list[tuple[int, int]], page_size: int, shape: tuple[int, int, int]
 ) -> tuple[Meta, KVPool, tuple[Tensor, Tensor, Tensor]]:
-    """Random keys on scrambled pages, and new positions for these rows: (start, length)."""
+    """Random keys on scrambled pages, and these rows' new positions: (start, length)."""
     torch.manual_seed(len(rows))
     heads, kv_heads, dim = shape
     starts, lengths = (np.array(column, np.int64) for column in zip(*rows, strict=True))
@@ -66,8 +67,10 @@ def batch(
     pool.keys[0].normal_()
     pool.values[0].normal_()
     tokens = int(lengths.sum())
-    new = normal(tokens, heads, dim), normal(tokens, kv_heads, dim), normal(tokens, kv_heads, dim)
-    return Meta(starts, lengths, table, torch.cat(where)), pool, new
+    q, k, v = (normal(tokens, n, dim) for n in (heads, kv_heads, kv_heads))
+    meta = Meta(starts, lengths, table, torch.cat(where))
+    store_kv(k, v, pool.place(0, meta.locations))
+    return meta, pool, (q, k, v)
 
 
 BATCHES: dict[str, list[tuple[int, int]]] = {
@@ -108,7 +111,6 @@ def test_captured_attention_follows_what_lengths_and_pages_become(
     ones = np.ones(3, np.int64)
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()
-    before = pool.keys[0].clone(), pool.values[0].clone()
     with torch.cuda.stream(stream):
         replan = made.capture(Meta(ones - 1, ones, pages, where, DeviceMeta(ends, first)), shape[0])
         made.captured()
@@ -117,8 +119,6 @@ def test_captured_attention_follows_what_lengths_and_pages_become(
         made.captured()
         out = made.attend(0, *new)
         graph.capture_end()
-        pool.keys[0].copy_(before[0])
-        pool.values[0].copy_(before[1])
         pages.copy_(meta.pages)
         ends.copy_(torch.from_numpy(meta.starts + 1))
         where.copy_(meta.locations)

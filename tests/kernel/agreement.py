@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minisgl.kernel.base import DecodeInputs, DecodeTables, Kernels
+from minisgl.kernel.base import DecodeInputs, DecodeTables, Kernels, Place
 from minisgl.kernel.plain import PlainKernels
 
 BF16: dict[str, Any] = {"atol": 2e-2, "rtol": 2e-2}
@@ -68,29 +68,28 @@ class KernelsAgree:
         ours, theirs = kernels.silu_and_mul(x), PlainKernels().silu_and_mul(x)
         torch.testing.assert_close(ours, theirs, **BF16)
 
-    @pytest.mark.parametrize("dim", [24, 64, 80, 128, 256])
+    @pytest.mark.parametrize("dim", [24, 64, 80, 128, 256, 260])
     @pytest.mark.parametrize("normed", [True, False], ids=["normed", "as it is"])
-    def test_heads_are_normalised_and_turned_alike(
+    def test_heads_are_normalised_turned_and_stored_alike(
         self, kernels: Kernels, dim: int, normed: bool
     ) -> None:
-        x, weight = self.normal(9, 10, dim), self.normal(7, dim) if normed else None
-        angle = torch.rand(9, 1, dim // 2, device=self.device) * 6
-        cos, sin = angle.cos().bfloat16(), angle.sin().bfloat16()
-        ours, theirs = (
-            k.norm_and_rotate(x.clone(), 7, weight, 1e-6, cos, sin)
-            for k in (kernels, PlainKernels())
-        )
-        torch.testing.assert_close(ours, theirs, atol=4e-2, rtol=2e-2)
-
-    @pytest.mark.parametrize("dim", [64, 128, 20])
-    def test_keys_and_values_are_stored_alike(self, kernels: Kernels, dim: int) -> None:
-        qkv = self.normal(50, 8, dim)
-        k, v = qkv[:, 4:6], qkv[:, 6:]
-        where = torch.randperm(90, device=self.device)[:50]
-        pools = [torch.zeros(2, 90, 2, dim, device=self.device).bfloat16() for _ in range(2)]
-        for pool, some in zip(pools, (kernels, PlainKernels()), strict=True):
-            some.store_kv(k, v, pool[0], pool[1], where)
-        assert torch.equal(*pools)
+        torch.manual_seed(dim)
+        tokens, heads, kv_heads, device = 9, 4, 2, self.device
+        wide = self.normal(tokens, heads + 2 * kv_heads + 1, dim)  # of a wider matrix
+        weight = self.normal(heads + kv_heads, dim) if normed else None
+        angle = torch.rand(tokens, 1, dim // 2, device=device) * 6
+        turn = weight, 1e-6, angle.cos().bfloat16(), angle.sin().bfloat16()
+        where = torch.randperm(30, device=device)[:tokens]
+        made = []
+        for some in (kernels, PlainKernels()):
+            keys, values = torch.zeros(2, 30, kv_heads, dim, device=device).bfloat16()
+            given = some.turn_and_store(wide.clone()[:, :-1], *turn, Place(keys, values, where))
+            made.append((*given, keys, values))
+        for ours, theirs in zip(*made, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=4e-2, rtol=2e-2)
+        _, k, v, keys, values = made[0]
+        assert torch.equal(keys[where], k) and torch.equal(values[where], v)
+        assert torch.equal(v, wide[:, heads + kv_heads : -1])
 
     def test_decode_steps_are_laid_out_alike(self, kernels: Kernels) -> None:
         torch.manual_seed(0)
@@ -98,11 +97,12 @@ class KernelsAgree:
         table = torch.randint(0, 999, (slots, width), dtype=torch.int32, device=device)
         last = torch.randint(0, 999, (slots,), device=device)
         packed = torch.zeros(5, rows, dtype=torch.int64, device=device)
-        packed[0] = torch.randperm(slots, device=device)[:rows]
+        packed[0] = torch.randperm(slots - 1, device=device)[:rows] + 1
         packed[1] = torch.randint(0, width * size, (rows,), device=device)
         packed[2] = torch.where(torch.rand(rows, device=device) < 0.5, -1, 7)
         own = packed[0] * width + packed[1] // size
         packed[3] = torch.where(torch.rand(rows, device=device) < 0.5, own, -1)
+        packed[:2, 0], packed[3, 0] = torch.tensor([0, 1], device=device), 0  # the very first entry
         packed[4] = torch.arange(rows, device=device) + 1000
         made = []
         for some in (kernels, PlainKernels()):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from minisgl.kernel.base import Place
 from minisgl.kernel.native import NativeKernels
 from minisgl.kernel.plain import PlainKernels
 
@@ -104,21 +105,34 @@ def test_silu_and_mul_agrees_where_it_saturates_too(
 @given(
     tokens=st.integers(1, 9),
     heads=st.integers(1, 6),
-    others=st.integers(0, 3),
+    kv_heads=st.integers(1, 3),
     half=st.integers(1, 40),
     normed=st.booleans(),
 )
-def test_norm_and_rotation_of_heads_agree(
-    native: NativeKernels, tokens: int, heads: int, others: int, half: int, normed: bool
+def test_heads_are_turned_and_stored_alike(
+    native: NativeKernels, tokens: int, heads: int, kv_heads: int, half: int, normed: bool
 ) -> None:
     torch.manual_seed(half)
-    x, weight = random(tokens, heads + others, 2 * half), random(heads, 2 * half)
-    angles = random(tokens, 1, half)
-    how = heads, weight if normed else None, 1e-6, angles.cos(), angles.sin()
-    expected = PLAIN.norm_and_rotate(x.clone(), *how)
-    rest = x[:, heads:].clone()
-    close(native.norm_and_rotate(x, *how), expected)
-    assert torch.equal(x[:, heads:], rest)
+    qkv, weight = (
+        random(n, heads + k, 2 * half) for n, k in ((tokens, 2 * kv_heads), (1, kv_heads))
+    )
+    angles, where = random(tokens, 1, half), torch.randperm(20)[:tokens]
+    turn = weight[0] if normed else None, 1e-6, angles.cos(), angles.sin()
+    made = []
+    for kernels in (native, PLAIN):
+        keys, values = torch.zeros(2, 20, kv_heads, 2 * half)
+        given = kernels.turn_and_store(qkv.clone(), *turn, Place(keys, values, where))
+        made.append((*given, keys, values))
+    for ours, theirs in zip(*made, strict=True):
+        close(ours, theirs)
+    assert torch.equal(made[0][2], qkv[:, heads + kv_heads :])
+
+
+def test_a_position_that_does_not_exist_is_not_written(native: NativeKernels) -> None:
+    keys, angles = torch.zeros(5, 1, 4), torch.zeros(1, 1, 2)
+    to = Place(keys, keys, torch.tensor([5]))
+    with pytest.raises(Exception, match="no such position"):
+        native.turn_and_store(torch.ones(1, 3, 4), None, 1e-6, angles, angles, to)
 
 
 def test_two_threads_compute_what_one_does(native: NativeKernels) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from minisgl.kernel import paging
-from minisgl.kernel.base import DecodeInputs, DecodeTables
+from minisgl.kernel.base import DecodeInputs, DecodeTables, Place
 
 
 def test_a_decode_step_is_laid_out_from_the_tables_it_updates() -> None:
@@ -38,6 +38,6 @@ def test_pages_of_rows_are_written_one_after_the_other() -> None:
 def test_keys_and_values_are_stored_where_they_belong() -> None:
     k, v = torch.randn(2, 3, 2, 4)
     keys, values = torch.zeros(2, 10, 2, 4)
-    paging.store_kv(k, v, keys, values, torch.tensor([7, 0, 3]))
+    paging.store_kv(k, v, Place(keys, values, torch.tensor([7, 0, 3])))
     assert torch.equal(keys[[7, 0, 3]], k) and torch.equal(values[[7, 0, 3]], v)
     assert keys.count_nonzero() == k.count_nonzero()

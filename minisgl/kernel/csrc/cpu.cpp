@@ -78,34 +78,31 @@ void silu_and_mul(TensorView x, TensorView out) {
     minisgl::silu_and_mul(floats(x), floats(out), out.size(0), out.size(1));
 }
 
-// x: (tokens, any heads, dim), of which the first `heads` are turned; cosine: (tokens, 1, dim / 2).
-void norm_and_rotate(TensorView x, int64_t heads, Optional<TensorView> weight, double eps,
-                     TensorView cosine, TensorView sine) {
-    minisgl::norm_and_rotate(floats(x), x.stride(0), floats(weight), eps, floats(cosine),
-                             floats(sine), x.size(0), heads, x.size(2));
-}
-
-// q: (tokens, heads, dim); k, v: (tokens, kv_heads, dim), tokens any stride apart; keys, values:
-// (pages, page_size, kv_heads, dim); table: (rows, n) int32; starts, lengths: (rows,) int64;
-// locations: (tokens,) int64; out: (tokens, heads, dim).
-void attend(TensorView q, TensorView k, TensorView v, TensorView keys, TensorView values,
-            TensorView table, TensorView starts, TensorView lengths, TensorView locations,
-            int64_t window, TensorView out, int64_t threads) {
-    const int64_t tokens = q.size(0), heads = q.size(1), dim = q.size(2), kv_heads = k.size(1);
-    const int64_t group = heads / kv_heads, rows = table.size(0), page_size = keys.size(1);
-    const int64_t places = keys.size(0) * page_size;
-    TVM_FFI_ICHECK((heads == 1 || q.stride(1) == dim) && (kv_heads == 1 || k.stride(1) == dim) &&
-                   (kv_heads == 1 || v.stride(1) == dim) && q.stride(2) == 1)
+// qkv: (tokens, query, key and value heads, dim), tokens any stride apart; weight: (query and key
+// heads, dim); cosine, sine: (tokens, 1, dim / 2); keys, values: (positions, kv_heads, dim);
+// locations: (tokens,) int64.
+void turn_and_store(TensorView qkv, Optional<TensorView> weight, double eps, TensorView cosine,
+                    TensorView sine, TensorView keys, TensorView values, TensorView locations) {
+    const int64_t tokens = qkv.size(0), dim = qkv.size(2), kv_heads = keys.size(1);
+    TVM_FFI_ICHECK(qkv.stride(2) == 1 && (qkv.size(1) == 1 || qkv.stride(1) == dim))
         << "a token's heads lie one after the other";
     const auto* where = static_cast<const int64_t*>(locations.data_ptr());
     for (int64_t token = 0; token < tokens; ++token) {
-        TVM_FFI_ICHECK(where[token] >= 0 && where[token] < places) << "no such position";
-        const int64_t to = where[token] * kv_heads * dim;
-        std::memcpy(floats(keys) + to, floats(k) + token * k.stride(0),
-                    kv_heads * dim * sizeof(float));
-        std::memcpy(floats(values) + to, floats(v) + token * v.stride(0),
-                    kv_heads * dim * sizeof(float));
+        TVM_FFI_ICHECK(where[token] >= 0 && where[token] < keys.size(0)) << "no such position";
     }
+    minisgl::turn_and_store(floats(qkv), qkv.stride(0), floats(weight), eps, floats(cosine),
+                            floats(sine), floats(keys), floats(values), where, tokens,
+                            qkv.size(1) - 2 * kv_heads, kv_heads, dim);
+}
+
+// q: (tokens, heads, dim), tokens any stride apart; keys, values: (pages, page_size, kv_heads,
+// dim); table: (rows, n) int32; starts, lengths: (rows,) int64; out: (tokens, heads, dim).
+void attend(TensorView q, TensorView keys, TensorView values, TensorView table, TensorView starts,
+            TensorView lengths, int64_t window, TensorView out, int64_t threads) {
+    const int64_t heads = q.size(1), dim = q.size(2), kv_heads = keys.size(2);
+    const int64_t group = heads / kv_heads, rows = table.size(0), page_size = keys.size(1);
+    TVM_FFI_ICHECK((heads == 1 || q.stride(1) == dim) && q.stride(2) == 1)
+        << "a token's heads lie one after the other";
     const auto* start = static_cast<const int64_t*>(starts.data_ptr());
     const auto* length = static_cast<const int64_t*>(lengths.data_ptr());
     static thread_local std::vector<int64_t> first;
@@ -150,5 +147,5 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear, linear);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(linear_int4, linear_int4);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(norm_and_rotate, norm_and_rotate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(turn_and_store, turn_and_store);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(attend, attend);

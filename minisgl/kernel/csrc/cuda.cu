@@ -106,19 +106,39 @@ __global__ void silu_and_mul_kernel(const T* x, T* out, int64_t size, int64_t pi
     reinterpret_cast<P*>(out)[index] = result;
 }
 
-// One warp a head: normalise it (if there is a weight), then turn pair (i, i + dim / 2).
+// Where new keys and values go, and how a token's heads are shared out.
+template <typename T>
+struct Place {
+    T *keys, *values;          // (positions, kv_heads, dim)
+    const int64_t* locations;  // (tokens,)
+    int heads, kv_heads;       // query heads; keys, and as many values, follow them
+};
+
+// One warp a head. A query or a key is normalised (if there is a weight), then pair (i, i + dim /
+// 2) turned, in place; keys and values are copied to where they belong.
 template <typename T, int kPairs>
-__global__ void norm_and_rotate_kernel(T* x, int64_t stride, const T* weight, float eps,
-                                       const T* cosine, const T* sine, int64_t tokens, int heads,
-                                       int dim) {
+__global__ void turn_and_store_kernel(T* x, int64_t stride, const T* weight, float eps,
+                                      const T* cosine, const T* sine, Place<T> to, int64_t tokens,
+                                      int dim) {
     const int64_t index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
     let_next_start();
     wait_for_inputs();
-    if (index >= tokens * heads) return;
+    const int turned = to.heads + to.kv_heads, all = turned + to.kv_heads;
+    if (index >= tokens * all) return;
     const int lane = threadIdx.x % kWarp, half = dim / 2;
-    const int64_t token = index / heads;
-    const int head = static_cast<int>(index % heads);
+    const int64_t token = index / all;
+    const int head = static_cast<int>(index % all);
     T* row = x + token * stride + static_cast<int64_t>(head) * dim;
+    T* copy = nullptr;
+    if (head >= to.heads) {
+        const int own = head < turned ? head - to.heads : head - turned;
+        copy =
+            (head < turned ? to.keys : to.values) + (to.locations[token] * to.kv_heads + own) * dim;
+    }
+    if (head >= turned) {
+        for (int at = lane; at < dim; at += kWarp) copy[at] = row[at];
+        return;
+    }
     float a[kPairs], b[kPairs], squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kPairs; ++i) {
@@ -141,22 +161,13 @@ __global__ void norm_and_rotate_kernel(T* x, int64_t stride, const T* weight, fl
         }
         const float c = to_float(cosine[token * half + at]);
         const float s = to_float(sine[token * half + at]);
-        row[at] = from_float<T>(a[i] * c - b[i] * s);
-        row[at + half] = from_float<T>(b[i] * c + a[i] * s);
-    }
-}
-
-// One block a token: its keys and values, `count` pieces of 16 bytes each, to where they belong.
-__global__ void store_kv_kernel(const uint4* k, const uint4* v, int64_t k_stride, int64_t v_stride,
-                                uint4* keys, uint4* values, const int64_t* locations, int count) {
-    let_next_start();
-    wait_for_inputs();
-    const int64_t token = blockIdx.x, to = locations[token] * count;
-    for (int i = threadIdx.x; i < 2 * count; i += blockDim.x) {
-        if (i < count) {
-            keys[to + i] = k[token * k_stride + i];
-        } else {
-            values[to + i - count] = v[token * v_stride + i - count];
+        const T low = from_float<T>(a[i] * c - b[i] * s);
+        const T high = from_float<T>(b[i] * c + a[i] * s);
+        row[at] = low;
+        row[at + half] = high;
+        if (copy != nullptr) {
+            copy[at] = low;
+            copy[at + half] = high;
         }
     }
 }
@@ -327,30 +338,35 @@ void silu_and_mul(TensorView x, TensorView out) {
     });
 }
 
-// x: (tokens, heads and more, dim), a token's heads one after the other; cosine, sine: (tokens, 1,
-// dim / 2), contiguous; weight: (heads, dim).
-void norm_and_rotate(TensorView x, int64_t heads, Optional<TensorView> weight, double eps,
-                     TensorView cosine, TensorView sine) {
-    const int64_t tokens = x.size(0);
-    const int dim = static_cast<int>(x.size(2));
-    TVM_FFI_ICHECK(dim <= 256 && x.stride(2) == 1 && (x.size(1) == 1 || x.stride(1) == dim))
+// qkv: (tokens, query, key and value heads, dim), a token's heads one after the other; weight:
+// (query and key heads, dim); cosine, sine: (tokens, 1, dim / 2), contiguous; keys, values:
+// (positions, kv_heads, dim), contiguous; locations: (tokens,) int64.
+void turn_and_store(TensorView qkv, Optional<TensorView> weight, double eps, TensorView cosine,
+                    TensorView sine, TensorView keys, TensorView values, TensorView locations) {
+    const int64_t tokens = qkv.size(0), kv_heads = keys.size(1);
+    const int dim = static_cast<int>(qkv.size(2));
+    TVM_FFI_ICHECK(dim <= 256 && qkv.stride(2) == 1 && keys.size(2) == dim &&
+                   (qkv.size(1) == 1 || qkv.stride(1) == dim) && locations.size(0) == tokens)
         << "heads of " << dim << " numbers";
     if (tokens == 0) return;
-    dispatch(x, [&](auto* row) {
+    dispatch(qkv, [&](auto* row) {
         using T = std::remove_pointer_t<decltype(row)>;
         const int threads = 128, each = threads / kWarp;
-        const int64_t blocks = (tokens * heads + each - 1) / each;
+        const int64_t blocks = (tokens * qkv.size(1) + each - 1) / each;
+        const Place<T> to = {pointer<T>(keys), pointer<T>(values), pointer<int64_t>(locations),
+                             static_cast<int>(qkv.size(1) - 2 * kv_heads),
+                             static_cast<int>(kv_heads)};
         auto run = [&](auto kernel) {
-            launch("norm_and_rotate", kernel, blocks, threads, stream_of(x), row, x.stride(0),
-                   pointer_or_null<T>(weight), eps, pointer<T>(cosine), pointer<T>(sine), tokens,
-                   heads, dim);
+            launch("turn_and_store", kernel, blocks, threads, stream_of(qkv), row, qkv.stride(0),
+                   pointer_or_null<T>(weight), eps, pointer<T>(cosine), pointer<T>(sine), to,
+                   tokens, dim);
         };
         if (dim <= 64) {
-            run(norm_and_rotate_kernel<T, 1>);
+            run(turn_and_store_kernel<T, 1>);
         } else if (dim <= 128) {
-            run(norm_and_rotate_kernel<T, 2>);
+            run(turn_and_store_kernel<T, 2>);
         } else {
-            run(norm_and_rotate_kernel<T, 4>);
+            run(turn_and_store_kernel<T, 4>);
         }
     });
 }
@@ -398,23 +414,6 @@ void gemv(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView
     });
 }
 
-// k, v: (tokens, kv_heads, dim), a token's heads one after the other; keys, values: (positions,
-// kv_heads, dim), contiguous; locations: (tokens,) int64.
-void store_kv(TensorView k, TensorView v, TensorView keys, TensorView values,
-              TensorView locations) {
-    const int64_t tokens = k.size(0), bytes = k.size(1) * k.size(2) * k.dtype().bits / 8;
-    const int64_t piece = 16, number = k.dtype().bits / 8;
-    TVM_FFI_ICHECK(bytes % piece == 0 && k.stride(0) * number % piece == 0 &&
-                   v.stride(0) * number % piece == 0 && locations.size(0) == tokens)
-        << "tokens of " << bytes << " bytes";
-    if (tokens == 0) return;
-    const int count = static_cast<int>(bytes / piece);
-    const int threads = 2 * count < 256 ? (2 * count + kWarp - 1) / kWarp * kWarp : 256;
-    launch("store_kv", store_kv_kernel, tokens, threads, stream_of(k), pointer<uint4>(k),
-           pointer<uint4>(v), k.stride(0) * number / piece, v.stride(0) * number / piece,
-           pointer<uint4>(keys), pointer<uint4>(values), pointer<int64_t>(locations), count);
-}
-
 // packed: (5 * rows,) int64; table: (slots, width) int32; last: (slots,) int64; ids, positions,
 // locations: (rows,) int64; ends: (rows,) int32; pages: (rows, width) int32.
 void decode_inputs(TensorView packed, TensorView table, TensorView last, int64_t page_size,
@@ -443,8 +442,7 @@ void flatten_pages(TensorView pages, TensorView first, TensorView out) {
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(norm_and_rotate, norm_and_rotate);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(turn_and_store, turn_and_store);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(gemv, gemv);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(store_kv, store_kv);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode_inputs, decode_inputs);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(flatten_pages, flatten_pages);

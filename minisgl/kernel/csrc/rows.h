@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstring>
 
 #include "vec.h"
 
@@ -51,16 +52,21 @@ inline void silu_and_mul(const float* x, float* out, int64_t rows, int64_t size)
     }
 }
 
-// Normalises (where there is a weight) and turns the first `heads` heads of each token, in place.
-// x: (tokens, stride); weight: (heads, dim) or null; cosine, sine: (tokens, dim / 2).
-inline void norm_and_rotate(float* x, int64_t stride, const float* weight, float eps,
-                            const float* cosine, const float* sine, int64_t tokens, int64_t heads,
-                            int64_t dim) {
-    const int64_t half = dim / 2;
+// Normalises (where there is a weight) and turns each token's query and key heads, in place, and
+// copies its keys and values to where they belong.
+// qkv: (tokens, stride), `heads` query heads, then kv_heads keys, then values; weight: (heads +
+// kv_heads, dim) or null; cosine, sine: (tokens, dim / 2); keys, values: (positions, kv_heads,
+// dim).
+inline void turn_and_store(float* qkv, int64_t stride, const float* weight, float eps,
+                           const float* cosine, const float* sine, float* keys, float* values,
+                           const int64_t* locations, int64_t tokens, int64_t heads,
+                           int64_t kv_heads, int64_t dim) {
+    const int64_t half = dim / 2, size = kv_heads * dim;
     for (int64_t token = 0; token < tokens; ++token) {
         const float *cos = cosine + token * half, *sin = sine + token * half;
-        for (int64_t head = 0; head < heads; ++head) {
-            float *a = x + token * stride + head * dim, *b = a + half;
+        float* x = qkv + token * stride;
+        for (int64_t head = 0; head < heads + kv_heads; ++head) {
+            float *a = x + head * dim, *b = a + half;
             if (weight) {
                 float scale = inverse_rms(a, dim, eps);
                 const float* by = weight + head * dim;
@@ -72,6 +78,9 @@ inline void norm_and_rotate(float* x, int64_t stride, const float* weight, float
                 b[i] = right * cos[i] + left * sin[i];
             }
         }
+        const float* k = x + heads * dim;
+        std::memcpy(keys + locations[token] * size, k, size * sizeof(float));
+        std::memcpy(values + locations[token] * size, k + size, size * sizeof(float));
     }
 }
 
