@@ -181,6 +181,23 @@ class Span(NamedTuple):
     end: float
 
 
+class KernelSpan(NamedTuple):
+    """An interval in which a profiler saw a device at work, in seconds of ``time.perf_counter``.
+
+    lane: "device stream 7" for what runs on a GPU (kernels, copies), "device graphs" for replays of
+    CUDA graphs, "device operators" for torch on a CPU.
+    step: whose batch launched it; None for what no batch did, as a copy of pages.
+    launched: when the host queued it; None where host and device are one.
+    """
+
+    lane: str
+    name: str
+    start: float
+    end: float
+    step: int | None
+    launched: float | None = None
+
+
 class StopHit(NamedTuple):
     """A request's output now contains one of its stop strings, as the engine's codec reads it."""
 

@@ -41,6 +41,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
     "view": {  # what a trace can show of itself, for the views stand above it
         "plot": "minisgl.inspector.plot:Plot",
         "page": "minisgl.inspector.page:save_html",
+        "profile": "minisgl.inspector.plot_profile:plot",
         "both": "minisgl.inspector.show:inspect_both",
         "compare": "minisgl.inspector.plot_compare:plot",
     },

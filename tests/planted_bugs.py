@@ -34,6 +34,7 @@ AWQ = ("tests/quantization", "tests/quantize", "tests/kernel/test_int4.py")
 MARLIN, EMULATED = "minisgl/kernel/csrc/marlin.cuh", ("tests/kernel/test_marlin.py",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 RANKS = "minisgl/executor/ranks.py"
+PROFILER, PROFILED = "minisgl/executor/profiler.py", ("tests/executor/test_profiler.py",)
 TP = ("tests/executor/test_tp_runner.py",)
 
 BUGS = [
@@ -946,6 +947,48 @@ BUGS += [
         'isinstance(event, Sampled) or event.reason == "length"',
         'not isinstance(event, Sampled) and event.reason == "length"',
         ("tests/server/test_stages.py",),
+    ),
+    Bug(
+        "a kernel belongs to the step in which it ran, not to that which launched it",
+        PROFILER,
+        '(None, None) if call is None else (marks.step(call), call["ts"])',
+        '(None, None) if call is None else (marks.step({**event, "tid": call["tid"]}), call["ts"])',
+        PROFILED,
+    ),
+    Bug(
+        "a mark's begin, not its middle, is tied to the host's clock",
+        PROFILER,
+        'at = (event["ts"] + event["dur"] / 2) * 1e-6',
+        'at = event["ts"] * 1e-6',
+        PROFILED,
+    ),
+    Bug(
+        "operators that others call are counted too",
+        PROFILER,
+        'if start >= over.get(event["tid"], start):',
+        "if start >= 0:",
+        PROFILED,
+    ),
+    Bug(
+        "of several anchors the first is taken, not the narrowest",
+        "minisgl/executor/clock.py",
+        "(min(some, key=lambda anchor: anchor.error) for some in (first, last))",
+        "(next(iter(some)) for some in (first, last))",
+        ("tests/executor/test_clock.py",),
+    ),
+    Bug(
+        "a profile counts a graph beside its kernels",
+        "minisgl/trace/profile.py",
+        "tuple(span for span in self.spans if not span.lane.endswith(_GRAPHS))",
+        "self.spans",
+        ("tests/trace/test_profile.py",),
+    ),
+    Bug(
+        "kernels that overlap are written to one thread",
+        "minisgl/trace/chrome.py",
+        "next((i for i, (_, until) in enumerate(taken) if until <= span.start), len(taken))",
+        "0 if taken else len(taken)",
+        ("tests/trace/test_profile.py",),
     ),
 ]
 

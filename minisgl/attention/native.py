@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from minisgl.attention.base import Meta, Pool
-from minisgl.kernel.compile import load
+from minisgl.kernel.functions import functions
 
 
 class NativeAttention:
@@ -26,7 +26,7 @@ class NativeAttention:
                 f"{keys.device}; use attention='grouped'"
             )
         self._pool, self._windows = pool, windows
-        self._attend = load()["attend"]
+        self._native = functions()
         self._meta: Meta | None = None
         self._starts = self._lengths = torch.empty(0)
 
@@ -41,7 +41,7 @@ class NativeAttention:
         assert meta is not None, "prepare comes before attend"
         out = torch.empty(tokens, heads * dim)
         window = self._windows[layer] if self._windows else None
-        self._attend(
+        self._native.attend(
             q,
             self._pool.keys[layer],
             self._pool.values[layer],

@@ -55,6 +55,7 @@ from minisgl.scheduler.policy import find_policy
 from minisgl.scheduler.scheduler import Scheduler
 from minisgl.scheduler.state import written
 from minisgl.trace.file import Header
+from minisgl.trace.profile import Profile
 from minisgl.trace.trace import Trace
 
 Observer = Callable[[StepRecord], None]
@@ -262,6 +263,23 @@ class Engine:
             if any(breakpoint_.holds(record) for breakpoint_ in self._breakpoints):
                 break
         return records
+
+    def profile(self, steps: int = 8) -> Profile:
+        """Run so many steps with a profiler that sees every kernel, on the clock of the host.
+
+        They are run as ``run`` does, breakpoints included, and recorded as ever; steps in flight
+        are collected before them and do not count. Watching takes time: read shares, not speed.
+        Raises RuntimeError for the hash model, and where a profiler of torch is on already.
+        """
+        self._check_open()
+        self._check_not_telling()
+        first = self.next_step
+        last = first + as_int("steps", steps, 1) - 1
+        with self._runner.profile() as seen:
+            records = self.run(until=lambda record: record.batch.step >= last)
+        mine = range(first, records[-1].batch.step + 1 if records else first)
+        kernels = tuple(span for span in seen if span.step is None or span.step in mine)
+        return Profile(tuple(records), mine, kernels)
 
     # ---- time ------------------------------------------------------------------------------------
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
-from minisgl.core import Batch, Logprob, Outcome, Row, SamplingParams, Span
+from minisgl.core import Batch, KernelSpan, Logprob, Outcome, Row, SamplingParams, Span
 
 
 class Launch(Protocol):
@@ -79,6 +80,14 @@ class Runner(Protocol):
         """A runner with the same weights and with pages and tables of its own, all blank.
 
         Raises MemoryError, with the bytes it needs, where there is no room for them.
+        """
+        ...
+
+    def profile(self) -> AbstractContextManager[list[KernelSpan]]:
+        """Watch what is launched while this lasts. Then the list holds what was seen, by time.
+
+        What was launched before is waited for first, and what was launched meanwhile at the end.
+        Raises RuntimeError where nothing can be seen, or somebody watches already.
         """
         ...
 
@@ -174,6 +183,13 @@ class HashRunner:
         twin = HashRunner(*sizes, self.vocab_size)
         twin._clock = self._clock
         return twin
+
+    def profile(self) -> AbstractContextManager[list[KernelSpan]]:
+        """There is nothing to see."""
+        raise RuntimeError(
+            "the hash model has no kernels to profile; load with runner='torch', or look at "
+            "trace.timeline()"
+        )
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -67,7 +67,7 @@ class CudaForward:
         self._made_of = (model, model_config, config, group, depth, kernels)
         self._model, self._page_size, self._group = model, limits.page_size, group
         self._samples = group.rank == 0
-        self._lane = "device" if group.size == 1 else f"device {group.rank}"
+        self.lane = "device" if group.size == 1 else f"device {group.rank}"
         self._num_pages, self._vocab_size = limits.num_pages, model_config.vocab_size
         self._stream = stream_of(model.device)
         self._pool = KVPool(
@@ -146,7 +146,7 @@ class CudaForward:
             duration = first.begin.elapsed_time(first.end) * 1e-3
             self._last_end = first.end
             place = self._clock.place(gap, duration, first.launched, seen, waited)
-            span = Span(self._lane, f"step {first.batch.step}", *place)
+            span = Span(self.lane, f"step {first.batch.step}", *place)
             tokens: list[int] = first.host[: first.num_tokens].tolist()
             self._results.append(first.host)
             outcome = Outcome(first.batch.step, (), (span,))

@@ -47,7 +47,7 @@ class Forward:
         self._made_of = (model, model_config, config, group, depth)
         self._model, self._page_size, self._group = model, limits.page_size, group
         self._samples = group.rank == 0
-        self._lane = "device" if group.size == 1 else f"device {group.rank}"
+        self.lane = "device" if group.size == 1 else f"device {group.rank}"
         self._pool = KVPool(
             model_config.num_layers,
             limits.num_pages,
@@ -81,7 +81,7 @@ class Forward:
         out = _spread(tokens, batch.rows)
         logprobs = _spread(scores, batch.rows) if any(scores) else ()
         prompts = of_prompts(hidden, batch.rows, self._model.logits, self._vocab_size)
-        span = Span(self._lane, f"step {batch.step}", begin, perf_counter())
+        span = Span(self.lane, f"step {batch.step}", begin, perf_counter())
         if not self._samples:
             return Outcome(batch.step, (), (span,))
         return Outcome(batch.step, out, (span,), None, logprobs, prompts)
@@ -107,6 +107,11 @@ class Forward:
         self._tables.copy_(tables)
 
     @property
+    def device(self) -> torch.device:
+        """What it computes on."""
+        return self._model.device
+
+    @property
     def page_bytes(self) -> int:
         """What a page takes."""
         return self._pool.page_bytes
@@ -117,7 +122,7 @@ class Forward:
         return self._tables.num_bytes
 
     def _indices(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self._model.device)
+        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
 
     def fork(self) -> Forward:
         """The same model with pages and tables of its own, all blank.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, ParamSpec, TypeVar
@@ -12,11 +13,12 @@ import torch
 
 from minisgl import registry
 from minisgl.config import EngineConfig
-from minisgl.core import Batch
+from minisgl.core import Batch, KernelSpan
 from minisgl.distributed.group import ALONE, Group
 from minisgl.engine.runner import Launch, Snapshot, Worker
 from minisgl.executor.cuda import CudaForward
 from minisgl.executor.forward import Contents, Forward
+from minisgl.executor.profiler import Profiler
 from minisgl.executor.tables import Tables
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
@@ -39,6 +41,7 @@ class TorchRunner:
     def __init__(self, forward: Forward | CudaForward, threads: int) -> None:
         self._forward: Forward | CudaForward | None = forward
         self._threads = threads
+        self._profiler: Profiler | None = None  # that watches now
         self._worker: Executor = (
             ThreadPoolExecutor(1, "minisgl-device", use_threads, (threads,))
             if isinstance(forward, Forward)
@@ -51,10 +54,12 @@ class TorchRunner:
         Its ``result`` raises, each time, what computing it raised; later batches are computed all
         the same. Raises RuntimeError on a closed runner.
         """
-        forward = self._open()
+        forward, profiler = self._open(), self._profiler
         if isinstance(forward, Forward):
-            return self._worker.submit(forward.run, batch)
-        return forward.launch(batch)
+            run = forward.run if profiler is None else profiler.marked(forward.run)
+            return self._worker.submit(run, batch)
+        start = forward.launch if profiler is None else profiler.marked(forward.launch)
+        return start(batch)
 
     def snapshot_bytes(self, num_pages: int) -> int:
         """See ``Runner``."""
@@ -90,6 +95,21 @@ class TorchRunner:
         """See ``Runner``."""
         return TorchRunner(self._open().fork(), self._threads)
 
+    @contextmanager
+    def profile(self) -> Iterator[list[KernelSpan]]:
+        """See ``Runner``. One engine of a process at a time; on a CPU, torch's operators and the
+        C++ functions, without those that are called by others of them."""
+        forward, seen = self._open(), list[KernelSpan]()
+        self._settle(forward)
+        with Profiler(forward.lane, forward.device) as profiler:
+            self._profiler = profiler
+            try:
+                yield seen
+            finally:
+                self._profiler = None
+                self._settle(forward)
+        seen += profiler.spans
+
     def close(self) -> None:
         """Finish what was launched, end the thread, forget weights and pages."""
         self._worker.shutdown(wait=True)
@@ -98,6 +118,13 @@ class TorchRunner:
             forward.close()
             del forward
             torch.cuda.empty_cache()
+
+    def _settle(self, forward: Forward | CudaForward) -> None:
+        """Wait until all that was launched is computed."""
+        if isinstance(forward, Forward):
+            self._worker.submit(lambda: None).result()
+        else:
+            torch.cuda.synchronize(forward.device)
 
     def _open(self) -> Forward | CudaForward:
         if self._forward is None:

@@ -9,11 +9,12 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from minisgl.config import EngineConfig
-from minisgl.core import Batch, Outcome
+from minisgl.core import Batch, KernelSpan, Outcome
 from minisgl.engine.runner import Launch, Snapshot, Worker
 from minisgl.executor import wire
 from minisgl.executor.ranks import Answers, Ranks
@@ -93,6 +94,18 @@ class TPRunner:
             raise
         ranks.join()
         return TPRunner(ranks, twin)
+
+    @contextmanager
+    def profile(self) -> Iterator[list[KernelSpan]]:
+        """See ``Runner``. Each rank is watched, and has lanes of its own."""
+        ranks, seen = self._open(), list[KernelSpan]()
+        ranks.send(wire.Profile(True)).result()
+        try:
+            yield seen
+        finally:
+            answers = ranks.send(wire.Profile(False)).result()
+        seen += [span for done in answers if isinstance(done, wire.Done) for span in done.seen]
+        seen.sort(key=lambda span: span.start)
 
     def close(self) -> None:
         """Finish what was launched. The last of a runner and its forks ends the processes."""

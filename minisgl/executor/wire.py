@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec import Raw, Struct
 
-from minisgl.core import Batch, Draw, Outcome, Row
+from minisgl.core import Batch, Draw, KernelSpan, Outcome, Row
 from minisgl.sampling import SamplingParams
 
 
@@ -72,6 +72,12 @@ class Forget(Struct, frozen=True, tag=True):
     numbers: tuple[int, ...]
 
 
+class Profile(Struct, frozen=True, tag=True):
+    """Begin to watch what is computed, or end it; what was seen is the answer to the latter."""
+
+    on: bool
+
+
 class Close(Struct, frozen=True, tag=True):
     """End. Not answered."""
 
@@ -87,11 +93,13 @@ class Ready(Struct, frozen=True, tag=True):
 class Done(Struct, frozen=True, tag=True):
     """A command was carried out; num_collectives: that this took.
 
-    outcome: of a Launch; the ranks after the first tell no more than their spans.
+    outcome: of a Launch; the ranks after the first tell no more than their spans. seen: of the end
+    of a Profile.
     """
 
     num_collectives: int = 0
     outcome: Outcome | None = None
+    seen: tuple[KernelSpan, ...] = ()
 
 
 class Failed(Struct, frozen=True, tag=True):
@@ -106,7 +114,7 @@ class Failed(Struct, frozen=True, tag=True):
     num_collectives: int | None
 
 
-Command = Start | Launch | Save | Restore | Fork | Forget | Close
+Command = Start | Launch | Save | Restore | Fork | Forget | Profile | Close
 Answer = Ready | Done | Failed
 
 _encoder: Final = msgspec.msgpack.Encoder()

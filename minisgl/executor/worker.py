@@ -19,10 +19,12 @@ from typing import Final
 import torch
 
 from minisgl.config import EngineConfig
+from minisgl.core import Outcome
 from minisgl.distributed.processes import Lost, Processes
 from minisgl.executor import wire
 from minisgl.executor.cuda import CudaForward
 from minisgl.executor.forward import Contents, Forward
+from minisgl.executor.profiler import Profiler
 from minisgl.executor.tables import Tables
 from minisgl.executor.torch_runner import load_model, make_forward, use_threads
 from minisgl.models.config import ModelConfig
@@ -94,6 +96,7 @@ class Rank:
         self._forwards: dict[int, Forward | CudaForward] = {0: forward}
         self._contents: dict[int, Contents] = {}
         self._tables: dict[int, Tables] = {}
+        self._profiler: Profiler | None = None  # that watches now
 
     def answer(self, command: wire.Command) -> wire.Done | wire.Failed:
         """Carry a command out."""
@@ -123,13 +126,25 @@ class Rank:
                 for number in command.numbers:
                     for kept in (self._forwards, self._contents, self._tables):
                         kept.pop(number, None)
+            case wire.Profile(on=True):
+                self._profiler = self._watch()
+            case wire.Profile():
+                profiler, self._profiler = self._profiler, None
+                if profiler is not None:
+                    profiler.__exit__(None, None, None)
+                    return wire.Done(seen=profiler.spans)
             case _:
                 raise AssertionError(f"not expected now: {command!r}")
         return wire.Done()
 
+    def _watch(self) -> Profiler:
+        forward = self._forwards[0]
+        return Profiler(forward.lane, forward.device).__enter__()
+
     def _compute(self, forward: Forward | CudaForward, command: wire.Launch) -> wire.Done:
         before = self.group.num_collectives
-        outcome = forward.run(wire.unpack_batch(command.batch))
+        run = forward.run if self._profiler is None else self._profiler.marked(forward.run)
+        outcome: Outcome = run(wire.unpack_batch(command.batch))
         count = self.group.num_collectives - before
         spans = tuple(s._replace(name=f"{s.name}, {count} collectives") for s in outcome.spans)
         return wire.Done(count, outcome._replace(spans=spans))

@@ -7,14 +7,14 @@ A norm takes 1 us instead of 10: a small model's step is mostly the way from Pyt
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from minisgl.kernel import paging
 from minisgl.kernel.base import Matrix, Place
-from minisgl.kernel.compile import load
+from minisgl.kernel.functions import functions
 from minisgl.kernel.int4 import PER_WORD, Int4, unpack
 
 _BLOCK: Final = 1 << 20  # numbers rearranged at a time
@@ -30,50 +30,44 @@ class NativeKernels:
     flatten_pages = staticmethod(paging.flatten_pages)
 
     def __init__(self) -> None:
-        module = load()
-        self._linear, self._panel = module["linear"], int(module["panel"]())
-        self._linear_int4 = module["linear_int4"]
-        self._rms_norm = module["rms_norm"]
-        self._silu_and_mul = module["silu_and_mul"]
-        self._turn_and_store = module["turn_and_store"]
-        for short in (self._rms_norm, self._silu_and_mul, self._turn_and_store):
-            short.release_gil = False  # over before another thread could use it
+        self._native = functions()
+        self._panel = int(self._native.panel())
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
         """See ``Kernels``. Numbers that all fit 16 bits, as a checkpoint stored in 16 bits has
         them, are kept in 16 bits: that is exact and halves what a token reads."""
         assert weight.dtype == torch.float32 and weight.device.type == "cpu", "float32 on a CPU"
         dtype = torch.float16 if half else _smallest(weight)
-        return _Panels(self._linear, self._panel, weight, bias, dtype)
+        return _Panels(self._panel, weight, bias, dtype)
 
     def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
         """See ``Kernels``. Four bits stay four bits."""
         assert weight.dtype == torch.float32 and weight.codes.device.type == "cpu", "float32, CPU"
-        return _Int4Panels(self._linear_int4, self._panel, weight, bias)
+        return _Int4Panels(self._panel, weight, bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Kernels``."""
         out = torch.empty_like(x)
-        self._rms_norm(x, None, weight, eps, out)
+        self._native.rms_norm(x, None, weight, eps, out)
         return out
 
     def add_rms_norm(self, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See ``Kernels``."""
         out = torch.empty_like(x)
-        self._rms_norm(x, residual, weight, eps, out)
+        self._native.rms_norm(x, residual, weight, eps, out)
         return out
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
         """See ``Kernels``."""
         out = torch.empty(len(x), x.shape[1] // 2)
-        self._silu_and_mul(x, out)
+        self._native.silu_and_mul(x, out)
         return out
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernels``. In place."""
-        self._turn_and_store(qkv, weight, eps, cos, sin, *to)
+        self._native.turn_and_store(qkv, weight, eps, cos, sin, *to)
         return paging.split(qkv, to.keys.shape[1])
 
 
@@ -83,12 +77,10 @@ class _Panels:
     In the weight's own dtype it is made in the weight's own memory, where that is whole panels.
     """
 
-    def __init__(
-        self, linear: Any, panel: int, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, panel: int, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         outputs, inputs = weight.shape
         self.shape, self._bias = (outputs, inputs), bias
-        self._linear, self._panel = linear, panel
+        self._native, self._panel = functions(), panel
         count = -(-outputs // panel)
         # a column needs no rearranging, and torch would not copy it
         in_place = dtype == weight.dtype and outputs % panel == 0 and inputs > 1
@@ -110,7 +102,7 @@ class _Panels:
     def __call__(self, x: Tensor) -> Tensor:
         """See ``Matrix``."""
         out = torch.empty(len(x), self.shape[0])
-        self._linear(x, self._weight, self._bias, out, torch.get_num_threads())
+        self._native.linear(x, self._weight, self._bias, out, torch.get_num_threads())
         return out
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -124,9 +116,9 @@ class _Int4Panels:
     Beside them, for each panel and group, the outputs' scales and zeros in float16.
     """
 
-    def __init__(self, linear: Any, panel: int, weight: Int4, bias: Tensor | None) -> None:
+    def __init__(self, panel: int, weight: Int4, bias: Tensor | None) -> None:
         outputs, inputs = weight.shape
-        self.shape, self._bias, self._linear = (outputs, inputs), bias, linear
+        self.shape, self._bias, self._native = (outputs, inputs), bias, functions()
         self._group, groups = weight.group, len(weight.scales)
         count, words = -(-outputs // panel), -(-weight.group // PER_WORD)
         self._codes = torch.zeros(count, groups, words, panel, dtype=torch.int32)
@@ -148,7 +140,7 @@ class _Int4Panels:
         """See ``Matrix``."""
         out = torch.empty(len(x), self.shape[0])
         parts = self._codes, self._scales, self._zeros, self._group
-        self._linear(x, *parts, self._bias, out, torch.get_num_threads())
+        self._native.linear_int4(x, *parts, self._bias, out, torch.get_num_threads())
         return out
 
     def rows(self, ids: Tensor) -> Tensor:

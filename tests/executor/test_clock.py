@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minisgl.executor.clock import DeviceClock
+from minisgl.executor.clock import Anchor, DeviceClock, HostTime
 
 
 @given(
@@ -48,3 +49,50 @@ def test_what_was_launched_later_cannot_have_begun_before() -> None:
     clock = DeviceClock()
     clock.place(0.0, 1e-3, 0.0, 0.01, False)
     assert clock.place(1e-6, 1e-3, 5.0, 5.01, False)[0] == 5.0
+
+
+ANCHORS = st.lists(st.tuples(st.floats(1e-6, 1e-3), st.floats(0, 1)), min_size=1, max_size=5)
+
+
+@given(
+    rate=st.floats(-500e-6, 500e-6),
+    change=st.floats(-200e-6, 200e-6),
+    offset=st.floats(-1e7, 1e7),
+    seconds=st.floats(1e-3, 100.0),
+    first=ANCHORS,
+    last=ANCHORS,
+    where=st.floats(0, 1),
+)
+def test_times_of_another_clock_are_wrong_by_what_its_anchors_leave_open(
+    rate: float,
+    change: float,
+    offset: float,
+    seconds: float,
+    first: list[tuple[float, float]],
+    last: list[tuple[float, float]],
+    where: float,
+) -> None:
+    """Anchors: how wide each was, and where in it the moment was. The other clock runs at another
+    rate, and from the middle on at yet another."""
+    begin = 7000.0
+    middle = begin + seconds / 2
+
+    def other(host: float) -> float:
+        drift = (host - begin) * rate + max(0.0, host - middle) * change
+        return offset + (host - begin) + drift
+
+    def anchors(at: float, sizes: list[tuple[float, float]]) -> list[Anchor]:
+        return [Anchor(other(at), at - wide * part, at + wide * (1 - part)) for wide, part in sizes]
+
+    to_host = HostTime(anchors(begin, first), anchors(begin + seconds, last))
+    widest = max(min(wide for wide, _ in some) for some in (first, last))
+    assert to_host.error == pytest.approx(widest / 2, abs=1e-9)
+    at = begin + where * seconds
+    float_error = 1e-8  # the other clock may count from 1970
+    allowed = to_host.error * (1 + 1e-3) + abs(change) * seconds / 2 + float_error
+    assert abs(to_host(other(at)) - at) <= allowed
+
+
+def test_two_marks_at_one_moment_still_tell_the_time() -> None:
+    to_host = HostTime([Anchor(5.0, 10.0, 10.2)], [Anchor(5.0, 10.0, 10.1)])
+    assert abs(to_host(5.5) - 10.6) < 1e-9 and to_host.error == pytest.approx(0.1)

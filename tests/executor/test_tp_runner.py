@@ -131,6 +131,31 @@ def test_there_is_a_worker_and_a_lane_for_each_rank(shared: Engine) -> None:
         assert names == {f"step {records[-1].batch.step}, {2 * 6 + 3} collectives"}
 
 
+def test_each_rank_is_profiled_and_nothing_else_changes(shared: Engine) -> None:
+    with shared.fork() as plain, shared.fork() as watched:
+        for engine in (plain, watched):
+            add_some(engine)
+        expected = plain.run()
+        profile = watched.profile(steps=4)
+        assert decided([*profile.records, *watched.run()]) == decided(expected)
+        assert watched.profile(steps=1).spans == ()
+    assert profile.steps == range(profile.steps.start, profile.steps.start + 4)
+    lanes = {f"device {rank} operators" for rank in (0, 1)}
+    assert {(span.lane, span.step) for span in profile.spans} == {
+        (lane, step) for lane in lanes for step in profile.steps
+    }
+    spans = [span for record in profile.records for span in record.spans]
+    for kernel in profile.spans:  # all processes of a machine have one clock
+        (batch,) = (
+            span
+            for span in spans
+            if span.lane in kernel.lane and span.name.startswith(f"step {kernel.step},")
+        )
+        assert batch.start - 1e-3 < kernel.start <= kernel.end < batch.end + 1e-3
+    names = {span.name for span in profile.spans}
+    assert {"c10d::allreduce_", "native::linear", "native::attend"} <= names
+
+
 def test_an_engine_in_this_process_has_no_workers(alone: Engine) -> None:
     assert alone.workers == ()
 

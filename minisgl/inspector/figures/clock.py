@@ -1,8 +1,9 @@
-"""Steps on the clock: the host's lane over a lane per device, and why a device was idle."""
+"""Steps on the clock: the host's lane over each device's, why a device was idle, its kernels."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -10,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from minisgl.core import Span, StepRecord
+from minisgl.core import KernelSpan, StepRecord
 from minisgl.display import STATES, ink
 from minisgl.inspector.figures.frame import Frame, points, ticks
 from minisgl.inspector.figures.lettering import GREY, SMALL, fitted, text_width
@@ -33,7 +34,7 @@ class Busy(NamedTuple):
 
     lane: str
     name: str
-    step: int
+    step: int | None  # None: of none of these batches
     start: float
     end: float
     prompts: bool  # a batch that computes prompts
@@ -44,10 +45,17 @@ class Clock:
     """The time from the first batch of some steps to the end of the last.
 
     records: with some before and after these steps, whose spans lie in that time too. account: of
-    these steps. Raises ValueError if none of the steps was timed.
+    these steps. kernels: what a profiler saw of them, if any; they get lanes below the devices.
+    Raises ValueError if none of the steps was timed.
     """
 
-    def __init__(self, records: Sequence[StepRecord], steps: range, account: Account) -> None:
+    def __init__(
+        self,
+        records: Sequence[StepRecord],
+        steps: range,
+        account: Account,
+        kernels: Sequence[KernelSpan] = (),
+    ) -> None:
         self.account, self.first, self.last = account, steps[0], steps[-1]
         # without a common clock the host has no place beside the devices
         known = [
@@ -63,7 +71,7 @@ class Clock:
         begin, end = min(span.start for span in batches), max(span.end for _, span in mine)
         self.seconds = end - begin
         self.busy = tuple(
-            _busy(record, span, begin, end)
+            _busy(record, *span, begin, end)
             for record, span in known
             if span.start < end and span.end > begin
         )
@@ -72,6 +80,13 @@ class Clock:
         )
         devices = sorted({busy.lane for busy in self.busy} - {HOST})
         self.lanes = [HOST] * any(busy.lane == HOST for busy in self.busy) + devices
+        by_step: dict[int | None, StepRecord] = {record.batch.step: record for record in records}
+        self.kernels = tuple(
+            _busy(by_step.get(span.step), *span[:4], begin, end)
+            for span in kernels
+            if span.start < end and span.end > begin
+        )
+        self.lanes += sorted({kernel.lane for kernel in self.kernels})
 
     @property
     def height(self) -> float:
@@ -116,10 +131,15 @@ class Clock:
             batches = "1 batch" if n == 1 else f"{n:,} batches"
             idle = "".join(f", {cause} {_time(s)}" for cause, s in lane.idle.items())
             lines.append(f"{lane.name}: {batches}, busy {_time(lane.busy)}{idle}.")
+        for name in self.lanes:
+            some = [kernel for kernel in self.kernels if kernel.lane == name]
+            if some:
+                seconds = math.fsum(kernel.end - kernel.start for kernel in some)
+                lines.append(f"{name}: {len(some):,} of them, {_time(seconds)} in all.")
         return "\n".join(lines)
 
     def _is_mine(self, busy: Busy) -> bool:
-        return self.first <= busy.step <= self.last
+        return busy.step is not None and self.first <= busy.step <= self.last
 
     @property
     def _unit(self) -> tuple[float, str]:
@@ -148,10 +168,21 @@ class Clock:
             for kind, top, bottom in _parts(busy):
                 shapes.setdefault(kind, []).append((start, end, y + top, y + bottom))
             words += _label(busy, (start, end), y, (end - start) * scale)
+        for kernel in self.kernels:
+            y, (start, end) = self.lanes.index(kernel.lane), (
+                kernel.start / unit,
+                kernel.end / unit,
+            )
+            shapes.setdefault(f"{_kind(kernel)} kernel", []).append(
+                (start, end, y - 0.22, y + 0.22)
+            )
+            words += _name(kernel, (start, end), y, (end - start) * scale)
         for kind, boxes in shapes.items():
-            seams = kind in ("prefill", "decode") and len(boxes) < 200
-            seam: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5} if seams else {}
-            rectangles(ax, kind, boxes, _WORK if kind == "work" else STATES[kind], **seam)
+            seam: dict[str, Any] = {}
+            if kind not in ("work", "waiting") and len(boxes) < 200:
+                seam["edgecolor"] = "white"
+                seam["linewidth"] = [0.5 if (b - a) * scale > 3 else 0 for a, b, _, _ in boxes]
+            rectangles(ax, kind, boxes, _colour(kind), **seam)
         for cause in CAUSES:
             some = [gap for gap in self.gaps if gap.cause == cause]
             boxes = [
@@ -177,7 +208,7 @@ class Clock:
         says = {"work": "host works", "waiting": "host waits"}
         says |= {"prefill": "batch with prompts", "decode": "batch that decodes"}
         out: list[Artist] = [
-            Patch(facecolor=_WORK if kind == "work" else STATES[kind], label=label)
+            Patch(facecolor=_colour(kind), label=label)
             for kind, label in says.items()
             if kind in kinds
         ]
@@ -189,13 +220,22 @@ class Clock:
         ]
 
 
-def _busy(record: StepRecord, span: Span, begin: float, end: float) -> Busy:
+def _busy(
+    record: StepRecord | None,
+    lane: str,
+    name: str,
+    start: float,
+    until: float,
+    begin: float,
+    end: float,
+) -> Busy:
     """A span as far as it lies between two times, counted from the first."""
-    rows = record.batch.rows
+    rows = () if record is None else record.batch.rows
     prompts = any(row.token_ids is not None for row in rows)
     decodes = any(row.token_ids is None for row in rows)
-    start, until = max(span.start, begin) - begin, min(span.end, end) - begin
-    return Busy(span.lane, span.name, record.batch.step, start, until, prompts, decodes)
+    step = None if record is None else record.batch.step
+    place = (max(start, begin) - begin, min(until, end) - begin)
+    return Busy(lane, name, step, *place, prompts, decodes)
 
 
 def _parts(busy: Busy) -> Iterator[tuple[str, float, float]]:
@@ -213,11 +253,28 @@ def _label(busy: Busy, place: tuple[float, float], y: int, width: float) -> Iter
     text = busy.name if busy.lane == HOST else str(busy.step)
     if fitted(text, width - 3, SMALL) != text:
         return
-    kind = next(_parts(busy))[0]
-    colour = ink(_WORK if kind == "work" else STATES[kind])
+    colour = ink(_colour(next(_parts(busy))[0]))
     mixed = busy.lane != HOST and busy.prompts and busy.decodes
     look = {"ha": "center", "fontsize": SMALL, "color": colour}
     yield Words(sum(place) / 2, y - 0.16 if mixed else y, text, look)
+
+
+def _name(kernel: Busy, place: tuple[float, float], y: int, width: float) -> Iterator[Words]:
+    """A kernel's name without namespaces, templates and arguments, where it fits."""
+    text = re.split(r"[<(]", kernel.name.removeprefix("void "))[0].split("::")[-1]
+    if text and fitted(text, width - 3, SMALL) == text:
+        look = {"ha": "center", "fontsize": SMALL, "color": ink(_colour(_kind(kernel)))}
+        yield Words(sum(place) / 2, y, text, look)
+
+
+def _kind(kernel: Busy) -> str:
+    return "prefill" if kernel.prompts else "decode" if kernel.decodes else "work"
+
+
+def _colour(kind: str) -> str:
+    """Of what is drawn under this name; a kernel has its batch's."""
+    kind = kind.removesuffix(" kernel")
+    return _WORK if kind == "work" else STATES[kind]
 
 
 def _look(cause: Cause) -> dict[str, Any]:

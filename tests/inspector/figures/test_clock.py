@@ -17,7 +17,8 @@ from minisgl.inspector.figures.picture import show
 from minisgl.trace import Trace, timeline
 from minisgl.trace.timeline import CAUSES
 from tests.hash_engine import hash_engine
-from tests.inspector.drawn import axes_of, boxes, length, of
+from tests.inspector.drawn import axes_of, boxes, length, of, words
+from tests.trace.test_profile import profile
 
 
 def timed(trace: Trace) -> list[StepRecord]:
@@ -78,3 +79,27 @@ def test_steps_that_nobody_timed_cannot_be_put_on_a_clock() -> None:
     engine.run()
     with pytest.raises(ValueError, match="steps 0 to 0 were not timed"):
         engine.trace.plot.timeline()
+
+
+def test_kernels_lie_below_the_devices_named_where_there_is_room() -> None:
+    made = profile()
+    picture = of(made.plot())
+    (ax,) = axes_of(picture)
+    lanes = [t.get_text() for t in ax.get_yticklabels()]
+    assert lanes == ["host", "device", "device graphs", "device stream 7"]
+    drawn = boxes(picture, "decode kernel")
+    seconds = math.fsum(span.end - span.start for span in made.spans if span.step is not None)
+    assert len(drawn) == 12 and math.isclose(length(drawn), seconds * 1e3, rel_tol=1e-6)
+    assert {lanes[round((top + bottom) / 2)] for _, _, top, bottom in drawn} == set(lanes[2:])
+    assert "device stream 7: 10 of them, 1.40 ms in all." in picture.alt
+    one = of(made.plot(2, 2))
+    assert {"gemm", "graph of 2 kernels", "attend"} <= {text.get_text() for text in words(one)}
+    assert "Step 2: device busy 100%" in one.alt and "stream 7: 5 of them, 0.70 ms" in one.alt
+
+
+def test_a_kernel_of_no_batch_is_grey() -> None:
+    made = profile()
+    copy = made.spans[-1]
+    inside = copy._replace(start=copy.start - 2e-4, end=copy.end - 2e-4)
+    picture = of(replace(made, spans=(inside,)).plot())
+    assert len(boxes(picture, "work kernel")) == 1 and not boxes(picture, "decode kernel")
