@@ -123,6 +123,8 @@ def parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
     bench.add_argument("--json", metavar="FILE", help="write the results there, too")
+    timelines = "instead: run CUDA graphs and overlap on and off, write their timelines there"
+    bench.add_argument("--timeline", type=Path, metavar="FILE", help=timelines)
     quantize = commands.add_parser(
         "quantize",
         help="make a checkpoint of four-bit weights (AWQ)",
@@ -221,8 +223,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(line, flush=True)
             return 0
         if arguments.command == "bench":
-            from minisgl.bench import report
+            from minisgl.bench import report, timeline
 
+            if arguments.timeline is not None:
+                for line in timeline.record(arguments.timeline):
+                    print(line, flush=True)
+                return 0
             for line in report.run(tuple(arguments.parts), arguments.quick, arguments.json):
                 print(line, flush=True)
             return 0

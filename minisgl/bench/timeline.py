@@ -1,0 +1,264 @@
+"""Timelines kept in a file, to be looked at where there is no GPU: CUDA graphs and overlap, each on
+and off, one short run of each arm as it is and one under the profiler.
+
+``minisgl bench --timeline FILE`` records one. Times are kept to a tenth of a microsecond; of the
+profiled run the kernels of the first steps are kept, and of batches what a timeline shows.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from minisgl.bench.work import MICRO, Work, equal, write
+from minisgl.build import load
+from minisgl.core import (
+    Batch,
+    Gauges,
+    KernelSpan,
+    Outcome,
+    Plan,
+    Row,
+    SamplingParams,
+    Span,
+    StepRecord,
+)
+from minisgl.display import Html, card, line, table
+from minisgl.engine.engine import Engine
+from minisgl.trace.profile import Profile
+
+STORED: Final = Path(__file__).parent / "data" / "timeline_gpu.json"
+COMMAND: Final = "minisgl bench --timeline minisgl/bench/data/timeline_gpu.json"
+_KEPT: Final = 4  # profiled steps of an arm: a step with the prompts, three that decode
+_DECODES: Final = 12
+_TICK: Final = 1e-7  # seconds of a time in the file
+_FORMAT: Final = "minisgl-timeline"
+
+
+class Arm(NamedTuple):
+    """One way to run the same requests. plain: without a profiler, so it has no kernels."""
+
+    toggles: dict[str, bool]
+    plain: Profile
+    profiled: Profile
+
+    @property
+    def name(self) -> str:
+        """What is on and off: ``graphs on, overlap off``."""
+        words = {"cuda_graph": "graphs", "overlap": "overlap"}
+        return ", ".join(f"{words[k]} {'on' if v else 'off'}" for k, v in self.toggles.items())
+
+
+class Recording(NamedTuple):
+    """A file of timelines. about: where and when it was made, of what, with which versions."""
+
+    about: dict[str, str]
+    arms: tuple[Arm, ...]
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it was made on one."""
+        return self.about["device"].startswith("NVIDIA")
+
+    @property
+    def source(self) -> str:
+        """A sentence on where it comes from."""
+        if self.is_gpu:
+            return f"Recorded on one {self.about['device']}, {self.about['date']}."
+        return f"No GPU timeline is stored yet, so this CPU's are shown; on a GPU: {COMMAND}"
+
+    def __repr__(self) -> str:
+        lines = [f"{self.source} {self.about['model']}", *(f"  {arm.name}" for arm in self.arms)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> Html:
+        heads = ("arm", "ms per decode step", "host work hidden", "kernels in a step")
+        return card("Timelines", self.source, line(self.about["model"]), table(heads, self._rows()))
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        for arm in self.arms:
+            hidden = arm.plain.timeline().hidden_share
+            last = arm.profiled.steps[-1]
+            count = sum(span.step == last for span in arm.profiled.kernels)
+            yield arm.name, f"{1e3 * per_step(arm.plain):.2f} ms", f"{hidden:.0%}", f"{count:,}"
+
+
+def per_step(profile: Profile) -> float:
+    """Seconds from the end of one batch to that of the next, where all rows decode: the mean."""
+    ends = [
+        span.end
+        for record in profile.records
+        for span in record.spans
+        if span.lane == "device" and all(row.token_ids is None for row in record.batch.rows)
+    ]
+    return (ends[-1] - ends[0]) / (len(ends) - 1)
+
+
+def read(path: Path) -> Recording:
+    """What ``record`` wrote. Raises ValueError for another file."""
+    made = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(made, dict) or made.get("format") != _FORMAT:
+        raise ValueError(f"{path} holds no timelines; {COMMAND} writes such a file")
+    names = made["names"]
+    return Recording(
+        made["about"],
+        tuple(
+            Arm(arm["toggles"], _profile(arm["plain"], names), _profile(arm["profiled"], names))
+            for arm in made["arms"]
+        ),
+    )
+
+
+def stored() -> Recording:
+    """The timelines that come with minisgl; where there are none, some made here and now."""
+    if STORED.exists():
+        return read(STORED)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "timeline.json"
+        list(record(path))
+        return read(path)
+
+
+def record(path: Path) -> Iterator[str]:
+    """Run every arm, write the file, and say what happens.
+
+    On a GPU: Qwen3-0.6B's shape, eight requests of 480 tokens; else a small one, and no graphs.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else "CPU"
+    device = device if device.startswith("NVIDIA") or not cuda else f"NVIDIA {device}"
+    work = equal(0, 8, 480, _DECODES + 1, 10_000) if cuda else equal(0, 4, 32, _DECODES + 1, 200)
+    shape = "Qwen3-0.6B's shape" if cuda else "one layer of 256"
+    about = {
+        "device": device,
+        "date": str(date.today()),
+        "model": f"{shape}, random weights, {len(work.requests)} requests decode together",
+        "versions": f"torch {torch.__version__}, minisgl {version('minisgl')}",
+        "command": COMMAND,
+    }
+    arms, names = list[Any](), list[str]()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = _checkpoint(Path(temporary) / "model", cuda)
+        for graphs in (True, False) if cuda else (None,):
+            for overlap in (True, False):
+                toggles = {} if graphs is None else {"cuda_graph": graphs}
+                toggles |= {"overlap": overlap}
+                arm = _run(folder, work, toggles)
+                plain, profiled = _written(arm.plain, names), _written(arm.profiled, names)
+                arms.append({"toggles": toggles, "plain": plain, "profiled": profiled})
+                yield f"{arm.name}: {1e3 * per_step(arm.plain):.3f} ms per decode step"
+    made = {"format": _FORMAT, "about": about, "names": names, "arms": arms}
+    path.write_text(json.dumps(made, separators=(",", ":")) + "\n", encoding="utf-8")
+    yield f"written: {path}, {path.stat().st_size:,} bytes"
+
+
+def _checkpoint(folder: Path, cuda: bool) -> Path:
+    if not cuda:
+        return write(MICRO, folder)
+    from minisgl.bench import gpu
+
+    return gpu.write("0.6B", folder)
+
+
+def _run(folder: Path, work: Work, toggles: dict[str, bool]) -> Arm:
+    """Each time with other prompts, for the last ones are in the prefix cache."""
+    sizes: dict[str, Any] = dict(num_pages=2048, max_seq_len=1024, threads=1, record=False)
+    with load(folder, **sizes | toggles) as engine:
+        for round_ in range(2):  # graphs are captured, and the profiler sets itself up
+            _add(engine, work, 2 * round_ + 1)
+            engine.run()
+            _add(engine, work, 2 * round_ + 2)
+            engine.profile(_KEPT)
+            engine.run()
+        _add(engine, work, 5)
+        first = engine.next_step
+        records = engine.run()
+        _add(engine, work, 6)
+        profiled = engine.profile(_KEPT)
+    plain = Profile(tuple(records), range(first, first + len(records)), ())
+    return Arm(toggles, plain, profiled)
+
+
+def _add(engine: Engine, work: Work, salt: int) -> None:
+    for asked in work.requests:
+        prompt = [1 + (token + salt) % 190 for token in asked.prompt]
+        engine.add(prompt, SamplingParams(max_tokens=asked.num_tokens, ignore_eos=True))
+
+
+# ---- the file ------------------------------------------------------------------------------------
+
+
+def _written(profile: Profile, names: list[str]) -> dict[str, Any]:
+    """As plain numbers; texts are places in ``names``, which grows."""
+    known = {name: place for place, name in enumerate(names)}
+    zero = min(span.start for record in profile.records for span in record.spans)
+
+    def text(name: str) -> int:
+        if name not in known:
+            known[name] = len(names)
+            names.append(name)
+        return known[name]
+
+    def ticks(seconds: float) -> int:
+        return round(seconds / _TICK)
+
+    def place(span: Span | KernelSpan) -> list[int]:
+        start = ticks(span.start - zero)
+        return [text(span.lane), text(span.name), start, ticks(span.end - zero) - start]
+
+    return {
+        "steps": [profile.steps.start, profile.steps.stop],
+        "records": [
+            {
+                "step": record.batch.step,
+                "rows": [
+                    [row.rid, row.start, row.length, int(row.token_ids is None)]
+                    for row in record.batch.rows
+                ],
+                "waiting": record.gauges.waiting,
+                "running": record.gauges.running,
+                "spans": [place(span) for span in record.spans],
+            }
+            for record in profile.records
+        ],
+        "kernels": [
+            [
+                *place(span),
+                span.step,
+                None if span.launched is None else ticks(span.launched - span.start),
+            ]
+            for span in profile.spans
+        ],
+    }
+
+
+def _profile(made: dict[str, Any], names: Sequence[str]) -> Profile:
+    kernels = []
+    for lane, name, start, length, step, launched in made["kernels"]:
+        call = None if launched is None else (start + launched) * _TICK
+        where = (start * _TICK, (start + length) * _TICK)
+        kernels.append(KernelSpan(names[lane], names[name], *where, step, call))
+    records = tuple(_record(one, names) for one in made["records"])
+    return Profile(records, range(*made["steps"]), tuple(kernels))
+
+
+def _record(made: dict[str, Any], names: Sequence[str]) -> StepRecord:
+    """As much of a record as a timeline shows."""
+    rows = tuple(
+        Row(rid, 0, start, length, None if fed else (0,) * length, 0, (), True, SamplingParams())
+        for rid, start, length, fed in made["rows"]
+    )
+    spans = tuple(
+        Span(names[lane], names[name], start * _TICK, (start + length) * _TICK)
+        for lane, name, start, length in made["spans"]
+    )
+    gauges = Gauges(0, 0, 0, 0, made["waiting"], made["running"])
+    batch = Batch(made["step"], rows)
+    return StepRecord(Plan(), batch, Outcome(batch.step, ()), (), gauges, spans)
