@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from minisgl.bench.work import MICRO, Work, equal, write
+from minisgl.bench.work import Work, equal
 from minisgl.build import load
 from minisgl.core import (
     Batch,
@@ -127,7 +127,8 @@ def stored() -> Recording:
 def record(path: Path) -> Iterator[str]:
     """Run every arm, write the file, and say what happens.
 
-    On a GPU: Qwen3-0.6B's shape, eight requests of 480 tokens; else a small one, and no graphs.
+    On a GPU: Qwen3-0.6B's shape, eight requests of 480 tokens; else the embedded model, four
+    requests of 32, and no graphs.
     """
     import torch
 
@@ -135,22 +136,22 @@ def record(path: Path) -> Iterator[str]:
     device = torch.cuda.get_device_name() if cuda else "CPU"
     device = device if device.startswith("NVIDIA") or not cuda else f"NVIDIA {device}"
     work = equal(0, 8, 480, _DECODES + 1, 10_000) if cuda else equal(0, 4, 32, _DECODES + 1, 200)
-    shape = "Qwen3-0.6B's shape" if cuda else "one layer of 256"
+    model = "Qwen3-0.6B's shape, random weights" if cuda else "The embedded model"
     about = {
         "device": device,
         "date": str(date.today()),
-        "model": f"{shape}, random weights, {len(work.requests)} requests decode together",
+        "model": f"{model}: {len(work.requests)} requests decode together.",
         "versions": f"torch {torch.__version__}, minisgl {version('minisgl')}",
         "command": COMMAND,
     }
     arms, names = list[Any](), list[str]()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = _checkpoint(Path(temporary) / "model", cuda)
+        checkpoint = _checkpoint(Path(temporary) / "model") if cuda else "tiny"
         for graphs in (True, False) if cuda else (None,):
             for overlap in (True, False):
                 toggles = {} if graphs is None else {"cuda_graph": graphs}
                 toggles |= {"overlap": overlap}
-                arm = _run(folder, work, toggles)
+                arm = _run(checkpoint, work, toggles)
                 plain, profiled = _written(arm.plain, names), _written(arm.profiled, names)
                 arms.append({"toggles": toggles, "plain": plain, "profiled": profiled})
                 yield f"{arm.name}: {1e3 * per_step(arm.plain):.3f} ms per decode step"
@@ -159,18 +160,16 @@ def record(path: Path) -> Iterator[str]:
     yield f"written: {path}, {path.stat().st_size:,} bytes"
 
 
-def _checkpoint(folder: Path, cuda: bool) -> Path:
-    if not cuda:
-        return write(MICRO, folder)
+def _checkpoint(folder: Path) -> Path:
     from minisgl.bench import gpu
 
     return gpu.write("0.6B", folder)
 
 
-def _run(folder: Path, work: Work, toggles: dict[str, bool]) -> Arm:
+def _run(checkpoint: str | Path, work: Work, toggles: dict[str, bool]) -> Arm:
     """Each time with other prompts, for the last ones are in the prefix cache."""
     sizes: dict[str, Any] = dict(num_pages=2048, max_seq_len=1024, threads=1, record=False)
-    with load(folder, **sizes | toggles) as engine:
+    with load(checkpoint, **sizes | toggles) as engine:
         for round_ in range(2):  # graphs are captured, and the profiler sets itself up
             _add(engine, work, 2 * round_ + 1)
             engine.run()
