@@ -951,8 +951,8 @@ BUGS += [
     Bug(
         "a kernel belongs to the step in which it ran, not to that which launched it",
         PROFILER,
-        '(None, None) if call is None else (marks.step(call), call["ts"])',
-        '(None, None) if call is None else (marks.step({**event, "tid": call["tid"]}), call["ts"])',
+        '(None, None) if call is None else (marks.step(call["ts"]), call["ts"])',
+        '(None, None) if call is None else (marks.step(event["ts"]), call["ts"])',
         PROFILED,
     ),
     Bug(

@@ -1,5 +1,5 @@
 """Timelines kept in a file, to be looked at where there is no GPU: CUDA graphs and overlap, each on
-and off, one short run of each arm as it is and one under the profiler.
+and off, a short run of each arm as it is and one under the profiler.
 
 ``minisgl bench --timeline FILE`` records one. Times are kept to a tenth of a microsecond; of the
 profiled run the kernels of the first steps are kept, and of batches what a timeline shows.
@@ -73,12 +73,12 @@ class Recording(NamedTuple):
         return f"No GPU timeline is stored yet, so this CPU's are shown; on a GPU: {COMMAND}"
 
     def __repr__(self) -> str:
-        lines = [f"{self.source} {self.about['model']}", *(f"  {arm.name}" for arm in self.arms)]
-        return "\n".join(lines)
+        return "\n".join([self.about["model"], *(f"  {arm.name}" for arm in self.arms)])
 
     def _repr_html_(self) -> Html:
         heads = ("arm", "ms per decode step", "host work hidden", "kernels in a step")
-        return card("Timelines", self.source, line(self.about["model"]), table(heads, self._rows()))
+        made = line(f"{self.about['versions']}; {self.about['date']}")
+        return card("Timelines", self.about["model"], made, table(heads, self._rows()))
 
     def _rows(self) -> Iterator[tuple[str, str, str, str]]:
         for arm in self.arms:
@@ -167,22 +167,21 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _run(checkpoint: str | Path, work: Work, toggles: dict[str, bool]) -> Arm:
-    """Each time with other prompts, for the last ones are in the prefix cache."""
+    """Of three plain and three profiled runs the medians. Before them, graphs are captured and the
+    profiler sets itself up. Prompts differ each time: the last ones are in the prefix cache."""
     sizes: dict[str, Any] = dict(num_pages=2048, max_seq_len=1024, threads=1, record=False)
+    plain, profiled = list[Profile](), list[Profile]()
     with load(checkpoint, **sizes | toggles) as engine:
-        for round_ in range(2):  # graphs are captured, and the profiler sets itself up
+        for round_ in range(4):
+            _add(engine, work, 2 * round_)
+            first = engine.next_step
+            records = engine.run()
+            plain.append(Profile(tuple(records), range(first, first + len(records)), ()))
             _add(engine, work, 2 * round_ + 1)
+            profiled.append(engine.profile(_KEPT))
             engine.run()
-            _add(engine, work, 2 * round_ + 2)
-            engine.profile(_KEPT)
-            engine.run()
-        _add(engine, work, 5)
-        first = engine.next_step
-        records = engine.run()
-        _add(engine, work, 6)
-        profiled = engine.profile(_KEPT)
-    plain = Profile(tuple(records), range(first, first + len(records)), ())
-    return Arm(toggles, plain, profiled)
+    plain, profiled = sorted(plain[1:], key=per_step), sorted(profiled[1:], key=per_step)
+    return Arm(toggles, plain[1], profiled[1])
 
 
 def _add(engine: Engine, work: Work, salt: int) -> None:

@@ -133,26 +133,26 @@ def host_time(events: Iterable[Event], anchors: Sequence[tuple[float, float]]) -
 
 
 class _Marks:
-    """The marks around batches: which step a thread was in at a time of the profiler."""
+    """The marks around batches, one after the other: which step was under way at a time of the
+    profiler, and on which threads there were any."""
 
     def __init__(self, events: Iterable[Event]) -> None:
-        self._by_thread: dict[Any, list[tuple[float, float, int]]] = {}
-        for event in events:
-            if event.get("cat") == "user_annotation" and event["name"].startswith(_STEP):
-                step = int(event["name"].removeprefix(_STEP))
-                mark = (event["ts"], event["ts"] + event["dur"], step)
-                self._by_thread.setdefault(event["tid"], []).append(mark)
-        for marks in self._by_thread.values():
-            marks.sort()
+        mine = [
+            event
+            for event in events
+            if event.get("cat") == "user_annotation" and event["name"].startswith(_STEP)
+        ]
+        marks = [
+            (event["ts"], event["ts"] + event["dur"], int(event["name"].removeprefix(_STEP)))
+            for event in mine
+        ]
+        self._marks, self.threads = sorted(marks), {event["tid"] for event in mine}
+        self._starts = [start for start, _, _ in self._marks]
 
-    def __contains__(self, thread: Any) -> bool:
-        return thread in self._by_thread
-
-    def step(self, event: Event) -> int | None:
-        """Whose batch was being launched where and when an event began."""
-        marks = self._by_thread.get(event["tid"], [])
-        at = bisect_right(marks, event["ts"], key=lambda mark: mark[0]) - 1
-        return marks[at][2] if at >= 0 and event["ts"] <= marks[at][1] else None
+    def step(self, at: float) -> int | None:
+        """Whose batch was being launched, or on a CPU computed, then."""
+        before = bisect_right(self._starts, at) - 1
+        return self._marks[before][2] if before >= 0 and at <= self._marks[before][1] else None
 
 
 def _on_device(events: Sequence[Event], lane: str, marks: _Marks) -> Iterator[KernelSpan]:
@@ -168,7 +168,7 @@ def _on_device(events: Sequence[Event], lane: str, marks: _Marks) -> Iterator[Ke
             continue
         about = event["args"]
         call = calls.get(about.get("correlation"))
-        step, launched = (None, None) if call is None else (marks.step(call), call["ts"])
+        step, launched = (None, None) if call is None else (marks.step(call["ts"]), call["ts"])
         if call is not None and "GraphLaunch" in call["name"]:
             graphs.setdefault(about["correlation"], []).append(event)
         on = f"{lane} stream {about.get('stream', event['tid'])}"
@@ -179,15 +179,15 @@ def _on_device(events: Sequence[Event], lane: str, marks: _Marks) -> Iterator[Ke
         start = min(kernel["ts"] for kernel in kernels)
         end = max(kernel["ts"] + kernel["dur"] for kernel in kernels)
         name = f"graph of {len(kernels)} kernels"
-        yield KernelSpan(f"{lane} graphs", name, start, end, marks.step(call), call["ts"])
+        yield KernelSpan(f"{lane} graphs", name, start, end, marks.step(call["ts"]), call["ts"])
 
 
 def _operators(events: Iterable[Event], lane: str, marks: _Marks) -> Iterator[KernelSpan]:
     """In the profiler's microseconds: what was called on the threads that computed batches."""
-    calls = [e for e in events if e.get("cat") == "cpu_op" and e["tid"] in marks]
+    calls = [e for e in events if e.get("cat") == "cpu_op" and e["tid"] in marks.threads]
     over: dict[Any, float] = {}
     for event in sorted(calls, key=lambda event: (event["ts"], -event["dur"])):
         start, end = event["ts"], event["ts"] + event["dur"]
         if start >= over.get(event["tid"], start):
             over[event["tid"]] = end
-            yield KernelSpan(f"{lane} operators", event["name"], start, end, marks.step(event))
+            yield KernelSpan(f"{lane} operators", event["name"], start, end, marks.step(start))
