@@ -20,8 +20,9 @@ _OF_RUNNING: Final = (Why.PREFILL_PRIORITY, Why.AWAITS_TOKEN, Why.AWAITS_RELEASE
 class Part(NamedTuple):
     """One step of a request's life.
 
-    doing: "prefill" or "decode" where it ran; "waiting" with every refusal; "launched before" where
-    the step was under way when the request arrived; "leaving" where its result was not wanted.
+    doing: "prefill" or "decode" where it ran; "waiting" with every refusal; "preempted" where it
+    gave its pages back; "launched before" where the step was under way when the request arrived;
+    "not looked at" where the policy neither took nor refused anybody.
     """
 
     step: int

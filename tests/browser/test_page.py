@@ -141,6 +141,8 @@ def test_lanes_timeline_and_log_equal_the_trace(
         assert (lane["finished"], lane["reason"]) == (row["finished"], row["finish"])
         assert sum(tokens for _, tokens in lane["reused"]) == row["reused"]
         assert len(lane["preempted"]) == row["preemptions"]
+        waiting = sum(last - first + 1 for first, last in lane["waiting"])
+        assert waiting == row["waited"], f"r{lane['rid']}"
     account = trace.timeline()
     sums: dict[str, float] = {}
     for _, cause, _, nanoseconds in seen["timeline"]["gaps"]:

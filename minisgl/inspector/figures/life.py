@@ -31,7 +31,7 @@ class Life:
     """A request as far as the records know it. All numbers are steps unless said."""
 
     rid: int
-    since: int  # its arrival, or the first record where it was there before
+    since: int  # the first step that could be planned with it, or the first that is known
     arrives: bool
     boxes: list[Box] = field(default_factory=list)
     reused: list[tuple[int, int]] = field(default_factory=list)  # step, tokens
@@ -61,7 +61,7 @@ def lives(records: Sequence[StepRecord], start: Scheduler | None = None) -> list
     over = set[int]()  # before the result of the step at hand was there
     if start is not None:
         for request in (*start.waiting.values(), *start.running.values()):
-            found[request.rid] = Life(request.rid, begin, False)
+            found[request.rid] = Life(request.rid, max(begin, request.arrival), False)
             over.update([request.rid] if request.finish is not None else [])
     left = frozenset(over)
 
@@ -72,8 +72,8 @@ def lives(records: Sequence[StepRecord], start: Scheduler | None = None) -> list
         step = record.batch.step
         for event in record.events:
             match event:
-                case Added(rid=rid):
-                    found[rid] = Life(rid, step, True)
+                case Added(rid=rid, step=arrival):
+                    found[rid] = Life(rid, arrival, True)
                 case Reused(rid=rid, num_tokens=tokens):
                     life(rid).reused.append((step, tokens))
                 case Preempted(rid=rid):

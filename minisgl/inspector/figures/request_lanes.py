@@ -83,7 +83,7 @@ class Lanes:
         parts = []
         waits = self._waits(lane)
         if lane.since >= self.first and lane.arrives:
-            parts.append(f"added in step {lane.since}")
+            parts.append(f"arrives in step {lane.since}")
         if steps := sum(b - a + 1 for a, b in waits):
             parts.append(f"waits {counted(steps, 'step')} ({ranges(waits)})")
         for step, tokens in self._within(lane.reused):
