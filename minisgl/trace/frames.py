@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
+from math import ceil
 from typing import TYPE_CHECKING, Any, Final
 
-from minisgl.core import Added, Finished, Preempted, Reused, Sampled, StepRecord
+from minisgl.core import Reused, StepRecord
 from minisgl.scheduler.scheduler import Scheduler
+from minisgl.trace.lives import lives
 
 if TYPE_CHECKING:
     import pandas
@@ -51,38 +54,51 @@ def steps(records: Sequence[StepRecord]) -> Rows:
 
 
 def requests(records: Sequence[StepRecord]) -> Rows:
-    """A row per request that arrives in these records."""
-    table: dict[int, dict[str, Any]] = {}
+    """A row per request that arrives in these records; its times are the host's, in seconds.
+
+    waited: steps without a row, as ``explain`` counts them. ttft: from the start of planning the
+    first step that could know of it, to when the host had its first token; how long it lay there
+    before, a step at most, nobody records. tpot: mean time of a token after the first. itl_p50,
+    itl_p99: percentiles of the times between its tokens. None where no times were recorded.
+    """
+    planned, known = _clock(records)
+    for life in lives(records).values():
+        times = [known[step] for step in life.steps if step in known]
+        gaps = sorted(b - a for a, b in pairwise(times)) if len(times) == len(life.steps) else []
+        begin = planned.get(life.arrival)
+        yield {
+            "rid": life.rid,
+            "prompt_len": life.prompt_len,
+            "reused": life.reused,
+            "output_len": len(life.output),
+            "preemptions": life.preemptions,
+            "added": life.added,
+            "first_token": life.steps[0] if life.steps else None,
+            "finished": life.over,
+            "finish": life.finish,
+            "waited": life.waited,
+            "ttft": times[0] - begin if times and begin is not None else None,
+            "tpot": sum(gaps) / len(gaps) if gaps else None,
+            "itl_p50": _percentile(gaps, 0.5),
+            "itl_p99": _percentile(gaps, 0.99),
+        }
+
+
+def _clock(records: Sequence[StepRecord]) -> tuple[dict[int, float], dict[int, float]]:
+    """By step: when the host began to plan it, and when it had its tokens."""
+    planned, known = dict[int, float](), dict[int, float]()
     for record in records:
-        step = record.batch.step
-        for event in record.events:
-            if isinstance(event, Added):
-                table[event.rid] = {
-                    "rid": event.rid,
-                    "prompt_len": event.prompt_len,
-                    "reused": 0,
-                    "output_len": 0,
-                    "preemptions": 0,
-                    "added": step,
-                    "first_token": None,
-                    "finished": None,
-                    "finish": None,
-                }
-            row = table.get(getattr(event, "rid", -1))
-            if row is None:
-                continue
-            match event:
-                case Reused(num_tokens=reused):
-                    row["reused"] += reused
-                case Preempted():
-                    row["preemptions"] += 1
-                case Sampled():
-                    row["output_len"] += 1
-                    if row["first_token"] is None:
-                        row["first_token"] = step
-                case Finished(reason=reason):
-                    row |= {"finished": step, "finish": reason}
-    yield from table.values()
+        for span in record.spans:
+            if span.lane == "host" and span.name == "plan":
+                planned[record.batch.step] = span.start
+            elif span.lane == "host" and span.name == "wait":
+                known[record.batch.step] = span.end
+    return planned, known
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The smallest value that at least this share does not exceed; None of nothing."""
+    return ordered[ceil(share * len(ordered)) - 1] if ordered else None
 
 
 def events(records: Sequence[StepRecord]) -> Rows:

@@ -28,6 +28,7 @@ class Life:
     reused: int = 0
     preemptions: int = 0
     output: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)  # that sampled them
 
 
 def lives(records: Sequence[StepRecord]) -> dict[int, Life]:
@@ -52,6 +53,7 @@ def lives(records: Sequence[StepRecord]) -> dict[int, Life]:
                     found[rid].preemptions += 1
                 case Sampled(rid=rid, token=token) if rid in found:
                     found[rid].output.append(token)
+                    found[rid].steps.append(step)
                 case Finished(rid=rid, reason=reason) if rid in found:
                     found[rid].over, found[rid].finish = step, reason
     for life in found.values():

@@ -155,8 +155,10 @@ class Trace:
     def to_frame(self, kind: Kind = "steps") -> pandas.DataFrame:
         """One of five tables as a pandas frame, with plain columns and one row per thing.
 
-        steps: a row per step; requests: per request; events: per event; spans: per interval of the
-        timeline, in seconds; pages: per page of the pool, at the end.
+        steps: a row per step; requests: per request, with the steps it waited and its times to the
+        first token and between tokens (``ttft``, ``tpot``, ``itl_p50``, ``itl_p99``; seconds of the
+        host's clock); events: per event; spans: per interval of the timeline, in seconds; pages:
+        per page of the pool, at the end.
         Raises ValueError for another kind, ModuleNotFoundError without pandas (the extra [lab]).
         """
         tables, records = frames.BY_RECORDS, self._history.records

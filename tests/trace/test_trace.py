@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minisgl.core import Finished, Plan, Refusal, SamplingParams, Why
+from minisgl.core import Finished, Plan, Refusal, Sampled, SamplingParams, Why
 from minisgl.engine.engine import Engine
 from minisgl.scheduler.ledger import Ledger
 from minisgl.scheduler.replay import replay
@@ -132,6 +133,37 @@ def test_frames_agree_with_the_records(engine: Engine) -> None:
     kind: Any = "pictures"
     with pytest.raises(ValueError, match="unknown frame 'pictures'; there are steps, requests"):
         trace.to_frame(kind)
+
+
+def test_the_times_of_a_request_are_those_of_its_tokens(engine: Engine) -> None:
+    pytest.importorskip("pandas", reason="frames need pandas")
+    trace = engine.trace
+    frame = trace.to_frame("requests").set_index("rid")
+    spans = trace.to_frame("spans")
+    host = spans[spans.lane == "host"].set_index(["step", "name"])
+    for rid in frame.index:
+        row, why = frame.loc[rid], trace.explain(rid)
+        busy = ("prefill", "decode", "launched before")
+        assert row.waited == sum(part.doing not in busy for part in why.steps)
+        arrival = next(p.step for p in why.steps if p.doing != "launched before")
+        sampled = [
+            record.batch.step
+            for record in trace
+            for event in record.events
+            if isinstance(event, Sampled) and event.rid == rid
+        ]
+        times = [host.end[step, "wait"] for step in sampled]
+        gaps = [later - before for before, later in zip(times, times[1:], strict=False)]
+        if not times:
+            assert math.isnan(row.ttft)
+            continue
+        assert row.ttft == times[0] - host.start[arrival, "plan"] > 0
+        if not gaps:
+            assert math.isnan(row.tpot) and math.isnan(row.itl_p50)
+            continue
+        assert row.tpot == pytest.approx((times[-1] - times[0]) / len(gaps))
+        assert sorted(gaps)[(len(gaps) - 1) // 2] == row.itl_p50 <= row.itl_p99 == max(gaps)
+    assert frame.waited.sum() > 0 and frame.tpot.notna().any()
 
 
 def test_a_trace_reads_like_a_sequence(engine: Engine) -> None:
