@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -67,6 +67,13 @@ class Columns:
             column.append(value)
         self._columns[f"steps.{table}"][-1] += 1
 
+    def add_rows(self, table: str, *columns: Sequence[int]) -> None:
+        """Rows of a table, as one sequence for each column; where there are many, this is quick."""
+        for column, values in zip(self._rows[table], columns, strict=True):
+            assert len(values) == len(columns[0]), f"{table} has columns of one length"
+            column.extend(values)
+        self._columns[f"steps.{table}"][-1] += len(columns[0])
+
     def extend(self, name: str, values: Iterable[int]) -> None:
         """Further numbers of a column that no step counts."""
         self._columns[name].extend(values)
@@ -94,9 +101,10 @@ class Columns:
 
 def _smallest(values: list[int]) -> tuple[str, bytes]:
     """The smallest dtype that holds all of these, and them in it; f8 beyond 32 bits."""
-    low, high = (min(values), max(values)) if values else (0, 0)
+    whole = np.array(values, "<i8")
+    low, high = (whole.min(), whole.max()) if values else (0, 0)
     for name in _DTYPES:
         info = np.iinfo(name)
         if info.min <= low and high <= info.max:
-            return name, np.array(values, "<" + name).tobytes()
-    return "f8", np.array(values, "<f8").tobytes()
+            return name, whole.astype("<" + name).tobytes()
+    return "f8", whole.astype("<f8").tobytes()

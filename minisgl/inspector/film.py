@@ -54,6 +54,8 @@ EVENTS: Final = (
     Finished,
     Released,
 )
+_NUMBER_OF_WHY: Final = {why: n for n, why in enumerate(WHY)}
+_NUMBER_OF: Final[Mapping[type[Event], int]] = {kind: n for n, kind in enumerate(EVENTS)}
 REASONS: Final[tuple[FinishReason, ...]] = get_args(FinishReason)
 PREFILL, DECODE, ZOMBIE = range(3)  # kinds of rows; a zombie's request is over, it is dropped
 # Token ids given of a prompt's beginning and end, and of a node: enough to recognise it by.
@@ -165,7 +167,7 @@ class Film:
                 case Change():
                     state.change(item)
                 case Plan():
-                    held = self._held([*item.preempt, *(rid for rid, _ in item.rows)])
+                    held = self._held(item.preempt)
                     batch, events = state.commit(item)
                     self._in_flight.append(batch)
                     self._touch(touched, events, held)
@@ -173,6 +175,8 @@ class Film:
                         if isinstance(event, Reused):
                             self._tell_hits(event.rid, event.pages, out)
                     for row in batch.rows:
+                        if not row.new_pages:
+                            continue
                         touched.update(row.new_pages)
                         # an admitted request's first row also names the pages that it reuses
                         reused = 0 if row.first_page else row.start // state.limits.page_size
@@ -189,7 +193,7 @@ class Film:
     def _held(self, rids: Iterable[int]) -> dict[int, tuple[Request, list[int]]]:
         """These requests with the pages they have, before a door may take them away."""
         running = self._state.running
-        return {rid: (running[rid], running[rid].pages) for rid in rids if rid in running}
+        return {rid: (r, r.pages) for rid in rids if (r := running.get(rid)) is not None}
 
     def _touch(
         self,
@@ -200,6 +204,8 @@ class Film:
         """Note the pages whose holders, or whose place in the tree, these events may change."""
         running, pool = self._state.running, self._state.pool
         for event in events:
+            if type(event) is Sampled:  # most are, and a token changes no page
+                continue
             match event:
                 case Evicted(pages=pages):
                     touched.update(pages)
@@ -238,23 +244,18 @@ class Film:
         for event in record.events:  # an abort comes before the outcome, whose token is dropped
             if isinstance(event, Finished) and event.reason == "abort":
                 self._over.add(event.rid)
-        for row in record.batch.rows:
-            kind = DECODE if row.token_ids is None else PREFILL
-            kind = ZOMBIE if row.rid in self._over else kind
-            out.add("rows", rid=row.rid, start=row.start, length=row.length, kind=kind)
-        for rid, why, *numbers in record.plan.refusals:
-            asked, left, by = (-1 if number is None else number for number in numbers)
-            out.add("refusals", rid=rid, why=WHY.index(why), asked=asked, left=left, by=by)
-        for event in record.events:
-            rid, value = getattr(event, "rid", -1), _value(event)
-            if isinstance(event, Finished):
-                self._over.add(rid)
-            if isinstance(event, Sampled):
-                value = -1 if self._redact else value
-                self._tell_words([event.token], words)
-            out.add("events", kind=EVENTS.index(type(event)), rid=rid, value=value)
-            if isinstance(event, Reused | Inserted | Evicted):
-                out.extend("events.pages", event.pages)
+        over, rows = self._over, record.batch.rows
+        rids = [row.rid for row in rows]
+        kinds = [DECODE if row.token_ids is None else PREFILL for row in rows]
+        if not over.isdisjoint(rids):
+            kinds = [ZOMBIE if rid in over else kind for rid, kind in zip(rids, kinds, strict=True)]
+        starts, lengths = [row.start for row in rows], [row.length for row in rows]
+        out.add_rows("rows", rids, starts, lengths, kinds)
+        if record.plan.refusals:
+            refused, why, *numbers = zip(*record.plan.refusals, strict=True)
+            known = [[-1 if n is None else n for n in some] for some in numbers]
+            out.add_rows("refusals", refused, [_NUMBER_OF_WHY[each] for each in why], *known)
+        self._tell_events(record.events, out, words)
         self._tell_spans(record, out)
         for gap in gaps.get(record.batch.step, ()):
             lane, cause = self._lanes[gap.lane], CAUSES.index(gap.cause)
@@ -262,6 +263,28 @@ class Film:
             out.add("gaps", lane=lane, cause=cause, start=start, length=end - start)
         gauges = zip(GAUGES, (*record.gauges, record.outcome.error is not None), strict=True)
         out.set_step(**dict(gauges))
+
+    def _tell_events(self, events: Sequence[Event], out: Columns, words: dict[str, str]) -> None:
+        kinds, rids, values = list[int](), list[int](), list[int]()
+        for event in events:
+            kind = type(event)
+            kinds.append(_NUMBER_OF[kind])
+            rids.append(-1 if isinstance(event, Evicted) else event.rid)
+            if isinstance(event, Sampled):  # most of them are
+                values.append(event.token)
+                continue
+            values.append(_value(event))
+            if isinstance(event, Finished):
+                self._over.add(event.rid)
+            elif isinstance(event, Reused | Inserted | Evicted):
+                out.extend("events.pages", event.pages)
+        sampled = _NUMBER_OF[Sampled]
+        if self._redact:
+            values = [-1 if k == sampled else v for k, v in zip(kinds, values, strict=True)]
+        else:
+            told = (v for k, v in zip(kinds, values, strict=True) if k == sampled)
+            self._tell_words(told, words)
+        out.add_rows("events", kinds, rids, values)
 
     def _tell_request(self, request: Request, out: Columns, words: dict[str, str]) -> None:
         prompt = () if self._redact else request.prompt
@@ -288,6 +311,7 @@ class Film:
         pool, told = self._state.pool, self._told_pages
         views, home = dict[int, NodeView](), dict[int, int]()
         doubtful = set[int]()  # nodes that lost a page
+        changed = list[int]()
         for page in touched:
             if page not in home:
                 view = pool.node_of(page)
@@ -304,9 +328,11 @@ class Film:
             before = told.get(page, (0, 0, -1))
             if now != before:
                 told[page] = now
-                out.add("pages", page=page, holders=holders, node=node, owner=now[2])
+                changed.append(page)
                 if before[1] not in (0, node):
                     doubtful.add(before[1])
+        if changed:
+            out.add_rows("pages", changed, *zip(*(told[page] for page in changed), strict=True))
         for gone in doubtful - views.keys():
             left = (pool.node_of(page) for page in self._told_nodes[gone].pages)
             view = next((view for view in left if view is not None and view.id == gone), None)

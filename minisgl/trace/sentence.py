@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from minisgl.core import Evicted, Finished, Preempted, Refusal, Reused, StepRecord
+from minisgl.core import Evicted, Finished, Preempted, Refusal, Reused, Sampled, StepRecord
 
 _NAMED = 4  # of one kind; beyond it they are counted
 
@@ -20,8 +20,11 @@ def waits(refusals: Iterable[Refusal]) -> Iterator[str]:
     for refusal in refusals:
         first.setdefault(refusal.rid, refusal)
     by_reason: dict[str, list[str]] = {}
+    reasons: dict[object, str] = {}  # of all that is the same but for who waits: often very many
     for rid, refusal in first.items():
-        by_reason.setdefault(str(refusal).partition(" waits: ")[2], []).append(f"r{rid}")
+        if (reason := reasons.get(refusal[1:])) is None:
+            reason = reasons[refusal[1:]] = refusal.reason
+        by_reason.setdefault(reason, []).append(f"r{rid}")
     for reason, who in by_reason.items():
         yield f"{names(who)} {'wait' if len(who) > 1 else 'waits'}: {reason}"
 
@@ -41,17 +44,19 @@ def _parts(record: StepRecord) -> Iterator[str]:
         yield "prefill " + " ".join(chunks)
     if decodes := len(rows) - len(prefills):
         yield f"decode {decodes}"
-    reused = [event for event in record.events if isinstance(event, Reused)]
+    # most events are tokens, of which a sentence says nothing
+    events = [event for event in record.events if type(event) is not Sampled]
+    reused = [event for event in events if isinstance(event, Reused)]
     if len(reused) > _NAMED:
         yield f"{len(reused)} reuse {sum(event.num_tokens for event in reused)} positions"
     else:
         yield from (f"r{event.rid} reuses {event.num_tokens} positions" for event in reused)
-    if gone := sum(len(event.pages) for event in record.events if isinstance(event, Evicted)):
+    if gone := sum(len(event.pages) for event in events if isinstance(event, Evicted)):
         yield f"{gone} {'page' if gone == 1 else 'pages'} evicted"
-    if out := [f"r{event.rid}" for event in record.events if isinstance(event, Preempted)]:
+    if out := [f"r{event.rid}" for event in events if isinstance(event, Preempted)]:
         yield f"{names(out)} preempted"
     ended: dict[str, list[str]] = {}
-    for event in record.events:
+    for event in events:
         if isinstance(event, Finished):
             ended.setdefault(event.reason, []).append(f"r{event.rid}")
     for reason, who in ended.items():
