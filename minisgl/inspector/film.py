@@ -124,6 +124,7 @@ class Film:
         self._next = last
         header: dict[str, Any] = {"first": first, "steps": last - first, "say": say, "words": words}
         header |= {"lanes": list(self._lanes), "names": list(self._names)}
+        header["kept"] = self.history.first  # what was before it can be forgotten
         self._count_time(last)
         header["totals"] = self._totals
         if first == self.history.first:
@@ -256,11 +257,14 @@ class Film:
             known = [[-1 if n is None else n for n in some] for some in numbers]
             out.add_rows("refusals", refused, [_NUMBER_OF_WHY[each] for each in why], *known)
         self._tell_events(record.events, out, words)
+        before = dict(self._ends)
         self._tell_spans(record, out)
         for gap in gaps.get(record.batch.step, ()):
             lane, cause = self._lanes[gap.lane], CAUSES.index(gap.cause)
             start, end = self._nanoseconds(gap.start), self._nanoseconds(gap.end)
-            out.add("gaps", lane=lane, cause=cause, start=start, length=end - start)
+            # since the lane's last batch, so that a film may begin at any step
+            since = start - before.get(gap.lane, 0)
+            out.add("gaps", lane=lane, cause=cause, start=since, length=end - start)
         gauges = zip(GAUGES, (*record.gauges, record.outcome.error is not None), strict=True)
         out.set_step(**dict(gauges))
 
@@ -278,6 +282,7 @@ class Film:
                 self._over.add(event.rid)
             elif isinstance(event, Reused | Inserted | Evicted):
                 out.extend("events.pages", event.pages)
+        self._over.intersection_update(self._state.running)  # nobody else can have a row any more
         sampled = _NUMBER_OF[Sampled]
         if self._redact:
             values = [-1 if k == sampled else v for k, v in zip(kinds, values, strict=True)]

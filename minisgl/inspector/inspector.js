@@ -66,6 +66,20 @@ class Table {
     for (const name in this.types) sum += this[name].BYTES_PER_ELEMENT * this.n;
     return sum;
   }
+
+  /** Drop the rows before `begin`, all but those of `kept`, which grow; they come first then. */
+  drop(begin, kept = []) {
+    const m = kept.length, n = m + this.n - begin, room = Math.max(64, Math.ceil(1.25 * n));
+    for (const name in this.types) {
+      const from = this[name], to = new this.types[name](room);
+      for (let i = 0; i < m; i++) to[i] = from[kept[i]];
+      to.set(from.subarray(begin, this.n), m);
+      this[name] = to;
+    }
+    this.n = n;
+    this.room = room;
+    return m - begin;
+  }
 }
 
 /** The chunk that begins at `at`: its header and its columns, checked against the bytes there are. */
@@ -122,12 +136,14 @@ class Film {
     this.totals = {};
     for (const name in TABLES) this[name] = new Table(this.columnsOf(name));
     // A step's row of `steps` holds, for each table, the index where its rows begin.
-    const types = { t0: F, t1: F, tokens: I, peak: I };
+    const types = { t0: F, t1: F, tokens: I, peak: I, over: I };
     for (const name in TABLES) types[name] = I;
     for (const name of GAUGES) types[name] = I;
     this.steps = new Table(types);
     this.requestTokens = new Table({ id: I });
     this.nodeTokens = new Table({ id: I });
+    this.nodeTextFrom = 0; // what the first of them is the number of, and the texts of before that
+    this.nodeTexts = new Map(); // are still shown: its number -> ids
     this.eventPages = new Table({ id: I });
     // Boxes of the lanes: consecutive decodes of one request are one run, so that a lane of a
     // thousand tokens is drawn, and searched, as a handful of entries.
@@ -137,7 +153,16 @@ class Film {
     this.shift = null; // nanoseconds that device times are moved by; see addTimes
     this.foreign = false;
     this.mostLevels = 0; // of the tree, over all steps, so that its height holds for all
-    this.levelOf = new Map();
+    // Nodes get rows of the state's table here, once: moving about then only copies columns.
+    this.slotOf = new Map();
+    this.freeSlots = [];
+    this.gone = []; // rows of nodes that the last step evicted; they are shown a while
+    this.goneBefore = [];
+    this.numSlots = 0;
+    this.levels = [];
+    this.numOver = 0; // requests that came first and were over before the last step
+    this.cuts = 0; // how often the beginning was dropped; who keeps indices must look them up again
+    this.kept = 0; // the first step that the engine keeps
     this.mostRid = 0;
     this.longestSay = 0;
     this.hitCache = new Map();
@@ -147,7 +172,7 @@ class Film {
   columnsOf(name) {
     const types = { ...TABLES[name] };
     if (name === "events") Object.assign(types, { step: I, next: I, pages: I, count: I });
-    if (name === "nodes") types.text = I;
+    if (name === "nodes") Object.assign(types, { text: I, slot: I, up: I });
     if (name === "hits") types.step = I;
     if (name === "spans") Object.assign(types, { start: F, end: F, step: I });
     if (name === "requests")
@@ -191,6 +216,7 @@ class Film {
     this.lanes = header.lanes || this.lanes;
     this.names = header.names || this.names;
     this.totals = header.totals || this.totals;
+    this.kept = header.kept || 0;
     for (let i = 0; i < n; i++) {
       this.say.push(String(header.say?.[i] ?? `step ${header.first + i}`));
       this.longestSay = Math.max(this.longestSay, this.say[this.say.length - 1].length);
@@ -227,22 +253,23 @@ class Film {
 
   /** Numbers that belong to rows of a table, one after another: where each row's begin. */
   takeFlat(begin, column) {
-    const take = (table, name, where, flat, start, sizeOf) => {
+    const take = (table, name, where, flat, start, sizeOf, from = 0) => {
       const values = column(name);
-      let at = flat.n;
-      flat.reserve(at + values.length);
-      flat.id.set(values, at);
+      let at = flat.n + from;
+      flat.reserve(flat.n + values.length);
+      flat.id.set(values, flat.n);
       flat.n += values.length;
       for (let i = start; i < table.n; i++) {
         table[where][i] = at;
         at += sizeOf(i);
       }
-      if (at !== flat.n) throw new FilmError(`The film is damaged: ${name} has a wrong length.`);
+      if (at !== flat.n + from) throw new FilmError(`The film is damaged: ${name} has a wrong length.`);
     };
     const { requests, nodes, events, about } = this, { page_size: size } = about;
     take(requests, "requests.tokens", "text", this.requestTokens, begin.requests,
       (i) => requests.head[i] + requests.tail[i]);
-    take(nodes, "nodes.tokens", "text", this.nodeTokens, begin.nodes, (i) => Math.max(0, nodes.said[i] - 1));
+    take(nodes, "nodes.tokens", "text", this.nodeTokens, begin.nodes, (i) => Math.max(0, nodes.said[i] - 1),
+      this.nodeTextFrom);
     take(events, "events.pages", "pages", this.eventPages, begin.events, (i) => {
       const kind = about.events[events.kind[i]];
       return (events.count[i] = kind === "reused" ? Math.ceil(events.value[i] / size)
@@ -269,17 +296,143 @@ class Film {
       if (events.rid[i] >= 0) this.addEvent(this.indexOf(events.rid[i], step), i, kind, step);
     }
     steps.peak[g] = Math.max(g ? steps.peak[g - 1] : 0, steps.cached[g] + evicted);
-    for (let i = steps.nodes[g]; i < steps.nodes[g + 1]; i++) {
-      const level = 1 + (this.levelOf.get(this.nodes.parent[i]) || 0);
-      if (this.nodes.size[i]) this.levelOf.set(this.nodes.id[i], level);
-      else this.levelOf.delete(this.nodes.id[i]);
-      this.mostLevels = Math.max(this.mostLevels, level);
-    }
-    for (let i = steps.pages[g]; i < steps.pages[g + 1]; i++)
-      if (!(this.pages.page[i] >= 0 && this.pages.page[i] < MOST_PAGES))
-        throw new FilmError("The film is damaged: it names a page that no pool has.");
+    while (this.numOver < requests.n && requests.finish[this.numOver] >= 0 && requests.finish[this.numOver] < step)
+      this.numOver++;
+    steps.over[g] = this.numOver;
+    this.placeNodes(g);
     for (let i = steps.hits[g]; i < steps.hits[g + 1]; i++) this.hits.step[i] = step;
     this.addTimes(g, step);
+  }
+
+  /** Which rows of the state's table the nodes of step `g` have, and with them the pages. */
+  placeNodes(g) {
+    const { steps, nodes, pages, slotOf } = this, from = steps.nodes[g], to = steps.nodes[g + 1];
+    // a row is free when its node is no longer shown: see State.apply
+    this.freeSlots.push(...(this.overlaps ? this.goneBefore : this.gone));
+    [this.goneBefore, this.gone] = [this.gone, []];
+    if (!this.overlaps) this.goneBefore = [];
+    for (let i = from; i < to; i++) {
+      let slot = slotOf.get(nodes.id[i]);
+      if (slot === undefined && nodes.size[i])
+        slotOf.set(nodes.id[i], (slot = this.freeSlots.length ? this.freeSlots.pop() : this.numSlots++));
+      nodes.slot[i] = slot ?? -1;
+    }
+    for (let i = from; i < to; i++) {
+      const up = (nodes.up[i] = slotOf.get(nodes.parent[i]) ?? -1);
+      const level = nodes.slot[i] < 0 ? 0 : (this.levels[nodes.slot[i]] = 1 + (up < 0 ? 0 : this.levels[up] || 0));
+      this.mostLevels = Math.max(this.mostLevels, level);
+    }
+    let known = 0, row = -1; // neighbouring pages mostly belong to one node
+    for (let i = steps.pages[g]; i < steps.pages[g + 1]; i++) {
+      if (!(pages.page[i] >= 0 && pages.page[i] < MOST_PAGES))
+        throw new FilmError("The film is damaged: it names a page that no pool has.");
+      if (pages.node[i] !== known) row = (known = pages.node[i]) ? slotOf.get(known) ?? -1 : -1;
+      pages.node[i] = row; // from here on
+    }
+    for (let i = from; i < to; i++) {
+      if (nodes.size[i] || nodes.slot[i] < 0) continue;
+      slotOf.delete(nodes.id[i]);
+      this.gone.push(nodes.slot[i]);
+    }
+  }
+
+  /**
+   * Drop the steps before `step`. Requests that are not over by then keep what they did, and the nodes
+   * of `base`, the state that the rest begins with, their texts. Returns the number of steps dropped.
+   */
+  cut(step, base) {
+    const drop = step - this.first, { steps, requests: r, events, hits } = this;
+    const begin = (name) => steps[name][drop];
+    const stays = [], stayed = new I(r.n + 1);
+    for (let i = 0; i < r.n; i++) {
+      stayed[i] = stays.length;
+      const last = r.lastMark[i] < 0 ? -1 : events.step[r.lastMark[i]];
+      if (r.finish[i] < 0 || last >= step) stays.push(i);
+    }
+    stayed[r.n] = stays.length;
+    this.cutEvents(begin("events"), stays);
+    const here = new Set(stays.map((i) => r.rid[i])), held = [];
+    for (let i = 0; i < begin("hits"); i++) if (here.has(hits.rid[i])) held.push(i);
+    const shift = { events: this.eventShift, hits: hits.drop(begin("hits"), held), requests: stays.length - r.n };
+    this.cutRequests(stays);
+    this.numOver = stayed[this.numOver];
+    const { nodes } = this, texts = new Map(), tokens = begin("nodes") < nodes.n ? nodes.text[begin("nodes")]
+      : this.nodeTextFrom + this.nodeTokens.n;
+    for (let slot = 0; slot < base.nodes.n; slot++) {
+      const at = base.nodes.text[slot], n = base.nodes.said[slot];
+      if (base.nodes.size[slot] && n && at < tokens) texts.set(at, this.nodeText(at, n).slice());
+    }
+    this.nodeTokens.drop(tokens - this.nodeTextFrom);
+    Object.assign(this, { nodeTexts: texts, nodeTextFrom: tokens });
+    for (const name in TABLES) shift[name] ??= this[name].drop(begin(name));
+    for (let g = drop; g < this.count; g++) steps.over[g] = stayed[steps.over[g]];
+    steps.drop(drop);
+    for (const name in TABLES) for (let g = 0; g < steps.n; g++) steps[name][g] += shift[name];
+    this.say.splice(0, drop);
+    this.hitCache.clear();
+    this.first = step;
+    this.count -= drop;
+    this.cuts++;
+    this.version++;
+    return drop;
+  }
+
+  /** Drop the events before `begin`, all but those of the requests that stay. */
+  cutEvents(begin, stays) {
+    const { events, requests: r } = this, kept = [];
+    for (const i of stays)
+      for (const first of [r.mark[i], r.sampled[i]])
+        for (let e = first; e >= 0 && e < begin; e = events.next[e]) kept.push(e);
+    kept.sort((a, b) => a - b);
+    const pages = begin < events.n ? events.pages[begin] : this.eventPages.n;
+    const at = new Map(kept.map((e, i) => [e, i])), shift = (this.eventShift = events.drop(begin, kept));
+    const moved = (e) => e < 0 ? -1 : e < begin ? at.get(e) : e + shift;
+    for (let e = 0; e < events.n; e++) {
+      events.next[e] = moved(events.next[e]);
+      if (e < kept.length) events.pages[e] = events.count[e] = 0; // what its step marked is not shown again
+      else events.pages[e] -= pages;
+    }
+    this.eventPages.drop(pages);
+    for (const i of stays) for (const name of ["mark", "lastMark", "sampled", "lastSampled"]) r[name][i] = moved(r[name][i]);
+  }
+
+  /** Drop all requests but these, and all boxes but theirs. */
+  cutRequests(stays) {
+    const { requests: r, requestTokens } = this, old = this.runs, runs = (this.runs = new Table(old.types));
+    const texts = [];
+    for (const i of stays) {
+      for (let n = r.text[i]; n < r.text[i] + r.head[i] + r.tail[i]; n++) texts.push(n);
+      let before = -1;
+      for (let run = r.run[i]; run >= 0; run = old.next[run]) {
+        const now = runs.push();
+        for (const name in old.types) runs[name][now] = old[name][run];
+        if (before < 0) r.run[i] = now;
+        else runs.next[before] = now;
+        before = now;
+      }
+      r.lastRun[i] = before;
+    }
+    r.drop(r.n, stays);
+    requestTokens.drop(requestTokens.n, texts);
+    this.indexOfRid.clear();
+    for (let i = 0, at = 0; i < r.n; at += r.head[i] + r.tail[i], i++) {
+      r.text[i] = at;
+      this.indexOfRid.set(r.rid[i], i);
+    }
+  }
+
+  /** Bytes of all that was said. */
+  bytes() {
+    let sum = 2 * this.say.reduce((all, words) => all + words.length, 0);
+    for (const name of [...Object.keys(TABLES), "steps", "runs", "requestTokens", "nodeTokens", "eventPages"])
+      sum += this[name].bytes();
+    return sum;
+  }
+
+  /** The ids of a node's text. */
+  nodeText(at, n) {
+    if (at < this.nodeTextFrom) return this.nodeTexts.get(at) ?? new I(0);
+    return this.nodeTokens.id.subarray(at - this.nodeTextFrom, at - this.nodeTextFrom + n);
   }
 
   beginRequest(i, step) {
@@ -346,6 +499,8 @@ class Film {
   addTimes(g, step) {
     const { steps, spans, laneEnd } = this;
     let start = Infinity, end = -Infinity, hostStart = Infinity, hostEnd = -Infinity;
+    for (let i = steps.gaps[g]; i < steps.gaps[g + 1]; i++)
+      this.gaps.start[i] += laneEnd[this.gaps.lane[i]] || 0; // it was told since the lane's last span
     for (let i = steps.spans[g]; i < steps.spans[g + 1]; i++) {
       const lane = spans.lane[i];
       spans.start[i] = (laneEnd[lane] || 0) + spans.gap[i];
@@ -536,7 +691,7 @@ class Film {
   waits(i, see) {
     const r = this.requests, runs = this.runs;
     const end = r.finish[i] >= 0 ? r.finish[i] : this.last;
-    let at = r.arrival[i];
+    let at = Math.max(r.arrival[i], this.first);
     for (let run = r.run[i]; run >= 0 && at <= end; run = runs.next[run]) {
       if (runs.first[run] > at) see(at, Math.min(runs.first[run] - 1, end));
       at = Math.max(at, runs.last[run] + 1);
@@ -556,6 +711,7 @@ const visible = (text) =>
 // ---- 2 · the state at a step ---------------------------------------------------------------------
 
 const FRAME_MEMORY = 48 << 20; // bytes that the keyframes of one run may take
+const FILM_MEMORY = 192 << 20; // bytes that the steps of a run that goes on may take
 
 /**
  * Pages and tree nodes as they stand after one step.
@@ -571,9 +727,11 @@ class State {
     this.pages = new Table({ holders: Uint16Array, slot: I, owner: I, taken: I, changed: I });
     this.pages.reserve(film.about.num_pages);
     this.pages.n = film.about.num_pages;
+    // the rows are those that Film.placeNodes gave; up: the parent's; born: in which step it was new
     this.nodes = new Table({
-      id: I, parent: I, depth: I, size: I, used: I, maker: I, text: I, said: I, order: F, gone: Uint8Array,
+      id: I, up: I, depth: I, size: I, used: I, maker: I, text: I, said: I, order: I, born: I, gone: Uint8Array,
     });
+    this.base = null; // the keyframe before the film's first step, if its beginning was dropped
     // What happened in the step shown: by page and by node, the step in which it did.
     this.hitPage = new I(film.about.num_pages);
     this.lostPage = new I(film.about.num_pages);
@@ -583,15 +741,20 @@ class State {
     this.reset();
   }
 
+  /** Stand before the first step. */
   reset() {
+    this.clear();
+    if (this.base) this.load(this.base, -1);
+  }
+
+  clear() {
     const { pages } = this;
     pages.holders.fill(0);
     pages.slot.fill(-1);
     pages.owner.fill(-1);
     pages.changed.fill(-1);
+    this.nodes.size.fill(0);
     this.nodes.n = 0;
-    this.slotOf = new Map(); // node id -> its row of `nodes`
-    this.free = [];
     this.ghosts = []; // rows of nodes that have just gone; they keep their place until they are forgotten
     this.fading = []; // with overlap, those of the step before
     this.at = -1;
@@ -601,6 +764,20 @@ class State {
     this.lost = new Map(); // the same, of pages that it lost and lives on
     this.lostBefore = new Map();
     for (const stamp of [this.hitPage, this.lostPage, this.newPage]) stamp.fill(-1);
+  }
+
+  /** Forget what was before `step`, where the film is cut now. */
+  cut(step) {
+    const { film } = this, before = step - film.first - 1;
+    let base = this.frames.get(before);
+    if (!base) {
+      this.go(step - 1);
+      base = this.copy();
+    }
+    const drop = film.cut(step, base);
+    this.base = base;
+    this.frames = new Map([...this.frames].filter(([at]) => at >= drop).map(([at, frame]) => [at - drop, frame]));
+    this.reset();
   }
 
   /** Stand after step k of the run; before the first one if k is smaller. */
@@ -617,7 +794,10 @@ class State {
     for (const frame of this.frames.keys()) if (frame < g - 1 && frame > nearest) nearest = frame;
     if (this.at > g || nearest > this.at) {
       if (nearest < 0) this.reset();
-      else this.restore(this.frames.get(nearest), nearest);
+      else {
+        this.clear();
+        this.load(this.frames.get(nearest), nearest);
+      }
     }
     while (this.at < g) {
       this.apply(++this.at, this.at >= g - 1);
@@ -631,28 +811,25 @@ class State {
   apply(g, near) {
     const { film, nodes, pages } = this, { steps } = film, change = film.nodes, moved = film.pages;
     const done = film.overlaps ? this.fading : this.ghosts;
-    for (const slot of done) {
-      this.slotOf.delete(nodes.id[slot]);
-      nodes.size[slot] = nodes.gone[slot] = 0;
-      this.free.push(slot);
-    }
+    for (const slot of done) nodes.size[slot] = nodes.gone[slot] = 0;
     if (done.length || steps.nodes[g + 1] > steps.nodes[g] || this.lost.size || this.lostBefore.size) this.shape++;
     [this.fading, this.ghosts] = film.overlaps ? [this.ghosts, []] : [[], []];
     this.lostBefore = film.overlaps ? this.lost : new Map();
     this.lost = new Map();
-    const began = new Set();
-    let known = 0, row = -1; // neighbouring pages mostly belong to one node
+    if (nodes.n < film.numSlots) {
+      nodes.reserve(film.numSlots);
+      nodes.size.fill(0, nodes.n);
+      nodes.n = film.numSlots;
+    }
     for (let i = steps.nodes[g]; i < steps.nodes[g + 1]; i++) {
       if (!change.size[i]) continue;
-      let slot = this.slotOf.get(change.id[i]);
-      if (slot === undefined) {
-        slot = this.free.length ? this.free.pop() : nodes.push();
-        this.slotOf.set(change.id[i], slot);
+      const slot = change.slot[i];
+      if (!nodes.size[slot]) {
         nodes.id[slot] = nodes.order[slot] = change.id[i];
         nodes.said[slot] = nodes.gone[slot] = 0;
-        began.add(slot);
+        nodes.born[slot] = film.first + g;
       }
-      nodes.parent[slot] = change.parent[i];
+      nodes.up[slot] = change.up[i];
       nodes.depth[slot] = change.depth[i];
       nodes.size[slot] = change.size[i];
       nodes.used[slot] = change.used[i];
@@ -665,11 +842,10 @@ class State {
     for (let i = steps.pages[g]; i < steps.pages[g + 1]; i++) {
       const page = moved.page[i];
       if (page >= pages.n) this.growPages(page + 1);
-      if (moved.node[i] !== known) row = (known = moved.node[i]) ? this.slotOf.get(known) ?? -1 : -1;
-      const old = pages.slot[page], now = row;
+      const old = pages.slot[page], now = moved.node[i];
       if (near && old >= 0 && now < 0) this.lost.set(old, (this.lost.get(old) || 0) + 1);
       // a split's upper half stands where the node stood, so that siblings stay in order
-      if (old >= 0 && now >= 0 && old !== now && began.has(now))
+      if (old >= 0 && now >= 0 && old !== now && nodes.born[now] === film.first + g)
         nodes.order[now] = Math.min(nodes.order[now], nodes.order[old]);
       if (!pages.holders[page] || pages.owner[page] !== moved.owner[i]) pages.taken[page] = film.first + g;
       pages.slot[page] = now;
@@ -679,8 +855,8 @@ class State {
     }
     for (let i = steps.nodes[g]; i < steps.nodes[g + 1]; i++) {
       if (change.size[i]) continue;
-      const slot = this.slotOf.get(change.id[i]);
-      if (slot === undefined) continue;
+      const slot = change.slot[i];
+      if (slot < 0) continue;
       nodes.gone[slot] = 1;
       this.lost.delete(slot);
       this.lostBefore.delete(slot);
@@ -734,30 +910,26 @@ class State {
       for (const at of this.frames.keys()) if (at % this.every) this.frames.delete(at);
       if (this.at % this.every) return;
     }
+    this.frames.set(this.at, this.copy());
+  }
+
+  copy() {
     const copy = (table) => {
       const out = { n: table.n };
       for (const name in table.types) out[name] = table[name].slice(0, table.n);
       return out;
     };
-    this.frames.set(this.at, {
-      pages: copy(pages), nodes: copy(nodes), free: this.free.slice(), ghosts: this.ghosts.slice(),
-      fading: this.fading.slice(),
-    });
+    return { pages: copy(this.pages), nodes: copy(this.nodes), ghosts: this.ghosts.slice(), fading: this.fading.slice() };
   }
 
-  restore(frame, at) {
-    this.reset();
+  load(frame, at) {
     for (const [table, from] of [[this.pages, frame.pages], [this.nodes, frame.nodes]]) {
       table.reserve(from.n);
-      table.n = from.n;
+      table.n = Math.max(table.n, from.n);
       for (const name in table.types) table[name].set(from[name]);
     }
-    this.free = frame.free.slice();
     this.ghosts = frame.ghosts.slice();
     this.fading = frame.fading.slice();
-    const { nodes } = this;
-    for (let slot = 0; slot < nodes.n; slot++)
-      if (nodes.size[slot]) this.slotOf.set(nodes.id[slot], slot);
     this.at = at;
   }
 
@@ -794,8 +966,8 @@ class State {
   }
 
   nodeText(slot) {
-    const { nodes, film } = this, at = nodes.text[slot];
-    return nodes.said[slot] ? film.text(film.nodeTokens.id, at, at + nodes.said[slot]) : "";
+    const { nodes, film } = this, n = nodes.said[slot];
+    return n ? film.text(film.nodeText(nodes.text[slot], n), 0, n) : "";
   }
 }
 
@@ -904,9 +1076,28 @@ class Session {
     const film = this.films[run];
     try {
       film.append(asBytes(buffer));
+      this.bound(run);
     } catch (error) {
       this.error = error instanceof FilmError ? error.message : `The film cannot be read: ${error.message}`;
     }
+  }
+
+  /** Drop the beginning of a run that goes on: what its engine forgot, and what memory does not hold. */
+  bound(run) {
+    const film = this.films[run];
+    if (!this.status.runs?.[run]?.live) return;
+    let first = Math.max(film.first, film.kept);
+    if (film.bytes() > FILM_MEMORY) first = Math.max(first, film.first + (film.count >> 1));
+    if (first - film.first < Math.max(64, film.count >> 2) || first > film.last) return;
+    (this.states[run] ||= new State(film)).cut(first);
+  }
+
+  bytes() {
+    let sum = this.film.bytes();
+    for (const { pages, nodes } of this.state.frames.values())
+      for (const table of [pages, nodes])
+        for (const name in table) if (name !== "n") sum += table[name].byteLength;
+    return sum;
   }
 
   receive(message, buffers) {
@@ -914,6 +1105,7 @@ class Session {
       const run = message.chunk, front = run === this.run, follow = front && this.atHead;
       this.take(run, buffers[0] || new Uint8Array(0), message.reset);
       if (front && (follow || message.reset)) this.cursor = this.film.last;
+      else if (front && this.model.get("cursor") < this.film.first) this.cursor = this.film.first;
       this.tell("film");
     }
     if (message.done === undefined && message.ran === undefined) return;
@@ -1492,15 +1684,15 @@ class Lanes extends View {
 
   /** Scroll, if nothing that lives at the cursor is in sight, or the selected lane is not. */
   showActive(k) {
-    const { film } = this.app, r = film.requests, rows = Math.floor((this.high - 22) / this.rowHigh);
+    const { film } = this.app, r = film.requests, { arrival, finish } = r, rows = Math.floor((this.high - 22) / this.rowHigh);
     const from = this.top / this.rowHigh, to = from + rows;
     let first = -1, last = -1, chosen = -1;
-    const mine = this.lanes[this.films.indexOf(film)];
-    for (let lane = 0; lane < this.n; lane++) {
+    const mine = this.lanes[this.films.indexOf(film)], { n } = this, selected = film.indexOfRid.get(this.app.selected);
+    for (let lane = 0; lane < n; lane++) {
       const i = mine[lane];
       if (i < 0) continue;
-      if (r.rid[i] === this.app.selected) chosen = lane;
-      if (r.arrival[i] <= k && (r.finish[i] < 0 || r.finish[i] >= k)) {
+      if (i === selected) chosen = lane;
+      if (arrival[i] <= k && (finish[i] < 0 || finish[i] >= k)) {
         if (first < 0) first = lane;
         last = lane;
       }
@@ -1857,24 +2049,33 @@ class Step extends View {
   collect(film, k, from, to) {
     const { rows, requests: r } = film, items = [], here = new Set();
     for (let i = from; i < to; i++) {
-      items.push(film.indexOfRid.get(rows.rid[i]));
-      here.add(rows.rid[i]);
+      const at = film.indexOfRid.get(rows.rid[i]);
+      items.push(at);
+      here.add(at);
     }
-    const idle = [], again = [], queue = [];
-    for (let i = 0; i < r.n; i++) {
-      if (r.seen[i] > k || (r.finish[i] >= 0 && r.finish[i] < k) || here.has(r.rid[i])) continue;
-      if (r.finish[i] === k) idle.push(i);
-      else if (r.admitted[i] < 0 || r.admitted[i] > k) queue.push(i);
+    const idle = [], again = [], queue = [], { seen, finish, admitted } = r;
+    for (let i = k < film.first ? 0 : film.steps.over[k - film.first]; i < r.n; i++) {
+      if (seen[i] > k || (finish[i] >= 0 && finish[i] < k) || here.has(i)) continue;
+      if (finish[i] === k) idle.push(i);
+      else if (admitted[i] < 0 || admitted[i] > k) queue.push(i);
       else (film.life(i, k).state === "preempted" ? again : idle).push(i);
     }
-    items.push(...idle, ...again, ...queue);
-    this.waiting = new Set([...again, ...queue]);
-    this.items = I.from(items);
-    if (!items.length) this.top = 0;
-    this.lines = Uint8Array.from(items, (i) =>
-      here.has(r.rid[i]) || r.finish[i] === k ? 0 : Math.min(9, Math.max(1, this.refusals.get(r.rid[i])?.length || 0)));
-    this.tops = new I(items.length + 1);
-    for (let n = 0; n < items.length; n++) this.tops[n + 1] = this.tops[n] + 20 + 15 * this.lines[n];
+    items.push(...idle, ...again);
+    this.items = new I(items.length + queue.length);
+    this.items.set(items);
+    this.items.set(queue, items.length);
+    this.again = new Set(again); // preempted, and waiting once more
+    const n = this.items.length;
+    if (!n) this.top = 0;
+    if (this.lines.length < n) {
+      this.lines = new Uint8Array(2 * n);
+      this.tops = new I(2 * n + 1);
+    }
+    for (let at = 0; at < n; at++) {
+      const i = this.items[at], busy = at < to - from || finish[i] === k;
+      this.lines[at] = busy ? 0 : Math.min(9, Math.max(1, this.refusals.get(r.rid[i])?.length || 0));
+      this.tops[at + 1] = this.tops[at] + 20 + 15 * this.lines[at];
+    }
   }
 
   /** Every failed check of a request that has no row, in words. */
@@ -1896,7 +2097,8 @@ class Step extends View {
         return [row, rows.kind[row] === ZOMBIE ? "result dropped"
           : `${rows.kind[row] === PREFILL ? "prefill" : "decode"} +${num(rows.length[row])}`];
     if (r.finish[i] === k) return [-1, `ended: ${about.reasons[r.reason[i]]}`];
-    return [-1, this.waiting.has(i) ? "waits" : "runs, no row"];
+    const waits = r.admitted[i] < 0 || r.admitted[i] > k || this.again.has(i);
+    return [-1, waits ? "waits" : "runs, no row"];
   }
 
   /** Fill as many reused elements as are in sight. */
@@ -1910,6 +2112,7 @@ class Step extends View {
       row.rid = rid;
       row.el.hidden = false;
       row.el.style.transform = `translateY(${this.tops[n]}px)`;
+      row.el.style.height = `${this.tops[n + 1] - this.tops[n]}px`;
       row.el.classList.toggle("msgl-chosen", rid === app.selected);
       say(row.name, `r${rid}`);
       const life = film.life(i, k), [at, doing] = this.doing(film, i, k), share = (n) => `${100 * n / life.total}%`;
@@ -2130,12 +2333,13 @@ class Tree extends View {
     if (!a.custom) Object.assign(a, { a: 0, b: whole });
     a.pan(0);
     let tokens = 0, held = 0, live = 0;
-    const size = film.about.page_size;
-    for (const slot of this.order) {
-      if (nodes.gone[slot]) continue;
+    const { page_size } = film.about, { gone, size } = nodes, { order, held: holders } = this;
+    for (let j = 0; j < order.length; j++) {
+      const slot = order[j];
+      if (gone[slot]) continue;
       live++;
-      tokens += nodes.size[slot] * size;
-      if (this.held[slot]) held += nodes.size[slot] * size;
+      tokens += size[slot] * page_size;
+      if (holders[slot]) held += size[slot] * page_size;
     }
     say(this.note, live ? `${count(live, "node")} · ${num(tokens)} tokens, ${num(held)} held` : "nothing cached");
     this.describe(this.canvasEl, `Radix tree after step ${k}: ${count(live, "node")}, ${num(tokens)} tokens cached, `
@@ -2147,55 +2351,80 @@ class Tree extends View {
 
   /** Where each node stands: `x` and `ext` in pages (or leaves), `level` from the root. */
   arrange(state) {
-    const { nodes } = state, n = nodes.n;
-    const keys = new F(n);
-    let m = 0;
-    for (let slot = 0; slot < n; slot++) if (nodes.size[slot]) keys[m++] = nodes.order[slot] * 16777216 + slot;
-    const sorted = keys.subarray(0, m).sort();
-    const parent = new I(n).fill(-1), kids = new I(n + 2), by = new I(m);
-    for (let j = 0; j < m; j++) {
-      const slot = (by[j] = sorted[j] % 16777216);
-      const up = nodes.parent[slot] ? state.slotOf.get(nodes.parent[slot]) ?? -1 : -1;
-      parent[slot] = up;
-      kids[up + 2]++;
-    }
+    const { nodes } = state, n = nodes.n, { up } = nodes, room = this.room(n);
+    const { level, ext, x, own, next, child, order } = room, kids = room.kids.fill(0, 0, n + 2);
+    const by = this.sorted(nodes, n), m = by.length;
+    // children of row s: child[kids[s + 1] .. kids[s + 2]]; of the root: child[kids[0] .. kids[1]]
+    for (let j = 0; j < m; j++) kids[up[by[j]] + 2]++;
     for (let i = 1; i < n + 2; i++) kids[i] += kids[i - 1];
-    const at = kids.slice(0, n + 1), child = new I(m);
-    for (let j = 0; j < m; j++) child[at[parent[by[j]] + 1]++] = by[j];
-    // children of slot s: child[kids[s + 1] .. kids[s + 2]]; of the root: child[kids[0] .. kids[1]]
-    const order = new I(m), level = new I(n), ext = new F(n), x = new F(n), own = new F(n);
-    const stack = [];
-    for (let i = kids[1] - 1; i >= kids[0]; i--) stack.push(child[i]);
-    let out = 0;
+    const at = room.at;
+    at.set(kids.subarray(0, n + 1));
+    for (let j = 0; j < m; j++) child[at[up[by[j]] + 1]++] = by[j];
+    const stack = room.stack;
+    let high = 0, out = 0;
     this.levels = 0;
-    while (stack.length) {
-      const slot = stack.pop();
+    for (let i = kids[1] - 1; i >= kids[0]; i--) stack[high++] = child[i];
+    while (high) {
+      const slot = stack[--high];
       order[out++] = slot;
-      level[slot] = parent[slot] < 0 ? 0 : level[parent[slot]] + 1;
-      this.levels = Math.max(this.levels, level[slot] + 1);
-      for (let i = kids[slot + 2] - 1; i >= kids[slot + 1]; i--) stack.push(child[i]);
+      level[slot] = up[slot] < 0 ? 0 : level[up[slot]] + 1;
+      if (level[slot] >= this.levels) this.levels = level[slot] + 1;
+      for (let i = kids[slot + 2] - 1; i >= kids[slot + 1]; i--) stack[high++] = child[i];
+      own[slot] = nodes.size[slot];
+      ext[slot] = next[slot] = 0;
     }
+    for (const lost of [state.lost, state.lostBefore]) for (const [slot, pages] of lost) own[slot] += pages;
     for (let j = out - 1; j >= 0; j--) {
-      const slot = order[j];
-      own[slot] = nodes.size[slot] + state.lostBy(slot);
-      ext[slot] = Math.max(ext[slot], this.links ? 1 : own[slot]);
-      if (parent[slot] >= 0) ext[parent[slot]] += ext[slot];
+      const slot = order[j], least = this.links ? 1 : own[slot];
+      if (ext[slot] < least) ext[slot] = least;
+      if (up[slot] >= 0) ext[up[slot]] += ext[slot];
     }
     let right = 0;
-    const next = new F(n);
     for (let j = 0; j < out; j++) {
-      const slot = order[j], up = parent[slot];
-      if (up < 0) {
+      const slot = order[j], parent = up[slot];
+      if (parent < 0) {
         x[slot] = right;
         right += ext[slot];
       } else {
-        x[slot] = x[up] + next[up];
-        next[up] += ext[slot];
+        x[slot] = x[parent] + next[parent];
+        next[parent] += ext[slot];
       }
     }
     this.extent = right;
     this.leaves = Math.max(right, 1);
-    Object.assign(this, { order: order.subarray(0, out), level, ext, x, own, parent });
+    Object.assign(this, { order: order.subarray(0, out), level, ext, x, own, parent: up });
+  }
+
+  /** Arrays for n rows, the same ones as long as they are long enough. */
+  room(n) {
+    if (!this.arrays || this.arrays.length < n) {
+      const length = Math.ceil(1.25 * n) + 64, arrays = (this.arrays = { length });
+      for (const name of ["level", "kids", "at", "child", "order", "stack", "one", "other"])
+        arrays[name] = new I(length + 2);
+      for (const name of ["ext", "x", "own", "next"]) arrays[name] = new F(length);
+      arrays.counts = new I(65537);
+    }
+    return this.arrays;
+  }
+
+  /** The rows of all nodes that are shown, by `order`, then by row: a radix sort. */
+  sorted(nodes, n) {
+    const { one, other, counts } = this.arrays, { order, size } = nodes;
+    let m = 0, most = 0;
+    for (let slot = 0; slot < n; slot++) {
+      if (!size[slot]) continue;
+      one[m++] = slot;
+      if (order[slot] > most) most = order[slot];
+    }
+    let from = one, to = other;
+    for (let digit = 0; digit === 0 || most >= 2 ** digit; digit += 16) {
+      counts.fill(0);
+      for (let j = 0; j < m; j++) counts[(order[from[j]] >>> digit & 65535) + 1]++;
+      for (let i = 1; i < 65537; i++) counts[i] += counts[i - 1];
+      for (let j = 0; j < m; j++) to[counts[order[from[j]] >>> digit & 65535]++] = from[j];
+      [from, to] = [to, from];
+    }
+    return from.subarray(0, m);
   }
 
   get rowHigh() {
@@ -2262,18 +2491,21 @@ class Tree extends View {
     const high = this.rowHigh, tall = Math.max(high - (high > 9 ? 3 : 1), 3);
     // nodes too narrow to see: one run of pixels for each row, coloured by the liveliest
     const wide = Math.ceil(this.canvasEl.wide), cells = new Uint8Array(wide * this.levels);
+    // the loop over all nodes is the longest of a move of the cursor: nothing in it is looked up twice
+    const { order, x, own, ext, level, held } = this, { gone } = state.nodes, { a, x0, x1, scale } = axis;
+    const hits = state.stampHit, some = hits.size > 0;
     let narrow = 0;
-    for (const slot of this.order) {
-      const left = axis.x(this.x[slot]), width = this.own[slot] * axis.scale, span = this.ext[slot] * axis.scale;
-      if (left > axis.x1 || left + span < 0) continue;
+    for (let j = 0; j < order.length; j++) {
+      const slot = order[j], left = x0 + (x[slot] - a) * scale, width = own[slot] * scale, span = ext[slot] * scale;
+      if (left > x1 || left + span < 0) continue;
       if (span >= NARROW && (width >= NARROW || span > width + 1)) {
-        this.node(ctx, slot, this.between(slot, [left, width, 2 + this.level[slot] * high, span], t, now), tall);
+        this.node(ctx, slot, this.between(slot, [left, width, 2 + level[slot] * high, span], t, now), tall);
         if (width >= NARROW) continue;
       }
       narrow++;
-      const at = this.level[slot] * wide, rank = state.stampHit.has(slot) ? 4 : [2, 3, 1][this.what(slot)];
-      for (let px = Math.max(0, Math.floor(left)); px <= Math.min(wide - 1, left + width); px++)
-        if (cells[at + px] < rank) cells[at + px] = rank;
+      const rank = some && hits.has(slot) ? 4 : gone[slot] ? 1 : held[slot] ? 3 : 2, at = level[slot] * wide;
+      const end = Math.min(wide - 1, left + width);
+      for (let px = left > 0 ? left | 0 : 0; px <= end; px++) if (cells[at + px] < rank) cells[at + px] = rank;
     }
     this.narrow = narrow;
     if (narrow) {
@@ -2471,7 +2703,7 @@ class Tree extends View {
     return Array.from(this.order, (slot) => {
       const [x, w, y] = this.place(slot);
       return {
-        id: nodes.id[slot], parent: nodes.parent[slot], depth: nodes.depth[slot], size: nodes.size[slot],
+        id: nodes.id[slot], parent: nodes.up[slot] < 0 ? 0 : nodes.id[nodes.up[slot]], depth: nodes.depth[slot], size: nodes.size[slot],
         used: nodes.used[slot], state: NODE_WORDS[this.what(slot)], holders: this.held[slot], x, w, y,
         text: this.state.nodeText(slot), hit: this.state.stampHit.has(slot), inserted: this.state.stampNew.has(slot),
       };
@@ -2488,7 +2720,8 @@ class Pages extends View {
     this.mode = "state";
     this.choice(["state", "owner", "age", "holders"], "state", (name) => (this.mode = name), "colour by");
     this.canvasEl = this.canvas(this.body, 188);
-    this.cells = new Uint8Array(0);
+    this.cells = new Uint8Array(0); // by page, of PAGE_STATES
+    this.shades = this.cells; // the same, but what was just inserted or evicted as what it is now
     this.needs = 0; // pixels of height for all pages
     this.lit = -1;
     this.listen(this.canvasEl, {
@@ -2513,11 +2746,13 @@ class Pages extends View {
     const { app } = this, { film, k, g } = app, state = app.session.state.go(k);
     const { pages, hitPage, lostPage, newPage } = state;
     this.state = state;
-    const n = pages.n, cells = this.cells.length === n ? this.cells : (this.cells = new Uint8Array(n));
+    const n = pages.n;
+    if (this.cells.length !== n) [this.cells, this.shades] = [new Uint8Array(n), new Uint8Array(n)];
+    const { cells, shades } = this;
     let free = 0, held = 0, evictable = 0, runs = 0, longest = 0, run = 0;
     for (let page = 0; page < n; page++) {
       const holders = pages.holders[page];
-      let what;
+      let what, shade = 0;
       if (holders === 0) {
         what = lostPage[page] === g && g >= 0 ? 5 : 0;
         free++;
@@ -2532,13 +2767,15 @@ class Pages extends View {
           what = 1;
           held++;
         }
+        shade = what;
         if (g >= 0) {
-          if (hitPage[page] === g) what = 3;
+          if (hitPage[page] === g) what = shade = 3;
           else if (newPage[page] === g) what = 4;
           else if (lostPage[page] === g) what = 5;
         }
       }
       cells[page] = what;
+      shades[page] = shade;
     }
     this.reused = app.selected === null ? new Set() : state.reusedBy(app.selected);
     Object.assign(this, { free, heldPages: held, evictable, runs, longest });
@@ -2557,7 +2794,7 @@ class Pages extends View {
   unusedPositions(film, k) {
     const size = film.about.page_size, r = film.requests;
     let unused = 0;
-    for (let i = 0; size > 1 && i < r.n; i++) {
+    for (let i = k < film.first ? 0 : film.steps.over[k - film.first]; size > 1 && i < r.n; i++) {
       if (r.admitted[i] < 0 || r.admitted[i] > k || (r.finish[i] >= 0 && r.finish[i] <= k)) continue;
       const life = film.life(i, k), at = life.reused + life.prefilled + life.decoded;
       if (life.state === "running") unused += (size - at % size) % size;
@@ -2610,11 +2847,7 @@ class Pages extends View {
   colouring() {
     const { app, state, mode } = this, { theme, k } = app, { rgb } = theme, { pages } = state, { nodes } = state;
     if (mode === "state")
-      return [[rgb.free, rgb.pre, rgb.cache, rgb.hit, rgb.pre, rgb.free], (page) => {
-        const what = this.cells[page];
-        if (what < 4) return what;
-        return pages.holders[page] === 0 ? 0 : pages.holders[page] === 1 && pages.slot[page] >= 0 ? 2 : 1;
-      }];
+      return [[rgb.free, rgb.pre, rgb.cache, rgb.hit], (page) => this.shades[page]];
     const ramp = (i) => mix(rgb.ramp1, rgb.ramp0, i / 15);
     const shades = [rgb.free, ...Array.from({ length: 16 }, (_, i) => ramp(i))];
     if (mode === "owner")
@@ -3017,11 +3250,12 @@ class Log extends View {
 
   update() {
     const { app } = this, { film, k } = app, { events } = film;
-    const key = [app.filter.text, this.tokens, app.session.run, film.about.model].join("|");
+    const key = [app.filter.text, this.tokens, app.session.run, film.about.model, film.cuts].join("|");
     if (key !== this.key || this.film !== film) {
       this.key = key;
       this.film = film;
-      this.found.n = this.upto = 0;
+      this.found.n = 0;
+      this.upto = film.steps.events[0] || 0; // those before are of steps that are not kept
     }
     for (; this.upto < events.n; this.upto++)
       if (app.filter.event(film, this.upto, this.tokens)) {
@@ -3192,6 +3426,7 @@ class Inspector {
     this.root.minisgl = {
       ready: new Promise((resolve) => (this.resolveReady = resolve)), timings: this.timings,
       drawn: () => this.drawn(),
+      bytes: () => session.bytes(), // that the run in front takes, its keyframes included
       view: (k) => {
         this.go(k);
         return this.drawn();
@@ -3478,7 +3713,8 @@ class Inspector {
     this.range.setAttribute("aria-valuetext", none ? "no steps yet" : `step ${k} of ${film.last}`);
     if (document.activeElement !== this.position) this.position.value = none ? "–" : String(k);
     this.position.style.width = `${Math.max(2, String(film.last).length) + 1.5}ch`;
-    say(this.of, `/ ${none ? "–" : film.last}`);
+    say(this.of, none ? "/ –" : film.first ? `of ${film.first} … ${film.last}` : `/ ${film.last}`);
+    this.of.title = film.first ? `steps before ${film.first} are forgotten` : "";
     const { served } = runStatus;
     this.serverButton.hidden = !live || !served;
     if (served) say(this.serverButton, served.paused ? "Resume" : "Pause");
@@ -3613,7 +3849,9 @@ class Inspector {
   // Moving.
 
   heard(what) {
-    if (what === "run") this.filter = new Filter(this.filter.text, this.film);
+    // after a cut a filter must look its requests up again
+    if (what === "run" || this.film.cuts !== this.cuts) this.filter = new Filter(this.filter.text, this.film);
+    this.cuts = this.film.cuts;
     this.draw();
   }
 

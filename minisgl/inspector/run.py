@@ -16,7 +16,7 @@ from minisgl.trace.trace import Trace
 # What a breakpoint can be set on by name.
 CONDITIONS: Final = (*EVENTS, "wait", "abort", "error")
 _FROM_QUEUE: Final = 16  # waiting requests that are offered for the next plan
-_COMPACT: Final = 64  # chunks after which the film is told anew, as one
+_COMPACT: Final = 64  # chunks that are kept for the next view; beyond, it is told anew, as one
 
 
 # What can be looked at.
@@ -31,7 +31,7 @@ class Run:
         self.engine = what if isinstance(what, Engine) else None
         self.served = what if isinstance(what, Served) else None
         self._film = Film(self.trace)
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes] | None = []  # None: too many, they are told anew when asked for
         self._mine: list[Breakpoint] = []  # of a trace, for which no engine keeps any
         self._hits: dict[Breakpoint, tuple[int, list[int]]] = {}  # records asked, and hits
         self.read()
@@ -54,20 +54,25 @@ class Run:
     def read(self) -> tuple[bytes, bool]:
         """What was recorded since, and whether it replaces all that was read before.
 
-        It does after a rewind, which begins another history.
+        It does after a rewind, which begins another history, and where the engine forgot steps
+        before anybody read them.
         """
-        trace = self.trace
-        new = trace.history is not self._film.history
+        trace, film = self.trace, self._film
+        new = trace.history is not film.history
         if new:
-            self._film, self._chunks, self._hits = Film(trace), [], {}
+            self._hits = {}
+        if new or film.num_steps < trace.history.first:
+            self._film, self._chunks, new = Film(trace), [], True
         chunk = self._film.read()
-        if chunk:
+        if chunk and self._chunks is not None:
             self._chunks.append(chunk)
+            if len(self._chunks) > _COMPACT:
+                self._chunks = None
         return chunk, new
 
     def film(self) -> bytes:
-        """All that was read so far."""
-        if len(self._chunks) > _COMPACT:
+        """All that was read so far; of an engine with a bounded history, what it still has."""
+        if self._chunks is None:
             self._film = Film(self.trace)
             self._chunks = [self._film.read()]
         return b"".join(self._chunks)
@@ -90,6 +95,8 @@ class Run:
         """The steps for whose records it holds; each record is asked about once."""
         history = self.trace.history
         asked, found = self._hits.get(breakpoint_, (history.first, []))
+        if found and found[0] < history.first:
+            found = [k for k in found if k >= history.first]
         for k in range(max(asked, history.first), len(history)):
             if not breakpoint_.enabled:
                 break

@@ -262,6 +262,43 @@ def test_many_small_readings_are_told_anew_as_one(browser: Browser, engine: Engi
     browser.holds()
 
 
+def test_a_live_run_keeps_no_more_than_its_engine_and_a_new_view_gets_what_there_is() -> None:
+    engine = hash_engine(num_pages=40, page_size=2, history=60)
+    inspector = minisgl.inspect(engine)
+    inspector.engine.break_when(lambda record: record.batch.step % 2 == 0)
+    sizes = list[int]()
+    for number in range(900):
+        if number % 4 == 0:
+            engine.add([1 + number % 3] * 5, SamplingParams(max_tokens=4, ignore_eos=True))
+        engine.run(max_steps=1)
+        inspector.refresh()
+        (run,) = inspector._runs
+        kept = [*(run._chunks or ()), *run._film._over, *inspector.status["runs"][0]["breakpoints"]]
+        hits = inspector.status["runs"][0]["breakpoints"][0]["hits"]
+        sizes.append(len(kept) + len(hits))
+    first = engine.trace.history.first
+    assert first > 700 and max(sizes[500:]) <= 64 + 8 + 1 + 120 and min(hits) >= first
+    seen = Seen().read(inspector.get_state()["films"][0])
+    assert seen.first == seen.header["kept"] == first
+    holds_against(engine.trace, seen, every=9)
+    inspector.close()
+
+
+def test_steps_that_were_forgotten_unread_begin_the_film_anew() -> None:
+    engine = hash_engine(page_size=2, history=20)
+    engine.add([1] * 5, SamplingParams(max_tokens=2))
+    inspector = minisgl.inspect(engine)
+    browser = Browser(inspector)
+    engine.observers.clear()  # it hears of nothing until it looks again
+    for number in range(200):
+        engine.add([1 + number % 3] * 5, SamplingParams(max_tokens=4, ignore_eos=True))
+        engine.run(max_steps=2)
+    assert engine.trace.history.first > 100
+    inspector.refresh()
+    browser.holds()
+    inspector.close()
+
+
 def test_a_policy_that_raises_is_shown_where_the_plan_would_be() -> None:
     def broken(ledger: Any) -> Any:
         raise KeyError("mine")
