@@ -1199,7 +1199,8 @@ export async function mountPage(el, data) {
   } catch {
     broken = "The film is damaged: it cannot be unpacked.";
   }
-  const session = new Session(new PageModel({ films, status }), began);
+  const model = new PageModel({ films, status, cursor: status.divergence?.step ?? null });
+  const session = new Session(model, began);
   session.error ||= broken;
   const inspector = new Inspector(el, session);
   return () => {
@@ -3852,6 +3853,9 @@ class Inspector {
     // after a cut a filter must look its requests up again
     if (what === "run" || this.film.cuts !== this.cuts) this.filter = new Filter(this.filter.text, this.film);
     this.cuts = this.film.cuts;
+    // breakpoints may come and go in Python while their list is open
+    if (what === "status" && !this.popped?.el.contains(document.activeElement.closest?.(".msgl-points") ?? null))
+      this.popped?.el.querySelector(".msgl-points")?.fill();
     this.draw();
   }
 
@@ -4033,6 +4037,7 @@ class Inspector {
         list.append(h("p.soft", { textContent: "None yet. Functions of a step record are added in Python: eng.break_when(…)." }));
     };
     fill();
+    list.fill = fill;
     const select = h("select", { "aria-label": "condition" },
       ...conditions.map((name) => h("option", { value: name, textContent: [name, WORDS[name]].filter(Boolean).join(" · ") })));
     const add = this.button("Add", "stop where this happens", async () => {
@@ -4044,15 +4049,20 @@ class Inspector {
 
   configPop() {
     const { about } = this.film, rows = [["model", about.model], ...about.config];
-    this.pop(this.configButton, "This run", h("dl.keys", {}, ...rows.flatMap(([name, value]) =>
-      [h("dt.soft", { textContent: words(name) }), h("dd", { textContent: visible(words(value)) })])));
+    this.pop(this.configButton, "This run", this.pairs(rows.map(([name, value]) =>
+      [h("span.soft", { textContent: words(name) }), visible(words(value))])));
   }
 
   helpPop() {
-    const rows = KEYS.flatMap(([keys, words]) => [
-      h("dt", {}, ...keys.split("  ").map((key) => h("kbd", { textContent: key }))), h("dd", { textContent: words }),
-    ]);
-    this.pop(this.helpButton, "Keys, while the inspector has the focus", h("dl.keys", {}, ...rows));
+    const rows = KEYS.map(([keys, words]) =>
+      [h("span", {}, ...keys.split("  ").map((key) => h("kbd", { textContent: key }))), words]);
+    this.pop(this.helpButton, "Keys, while the inspector has the focus", this.pairs(rows));
+  }
+
+  /** Names and what they mean, in two columns. No dl: pages around it, JupyterLab's too, float its parts. */
+  pairs(rows) {
+    return h("div.keys", { role: "list" }, ...rows.map(([name, meaning]) =>
+      h("div.pair", { role: "listitem" }, name, h("span", {}, meaning))));
   }
 
   key(e) {

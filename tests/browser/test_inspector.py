@@ -150,6 +150,17 @@ def stops_at_breakpoints(seen: Seen) -> None:
         seen.is_at(hits[-1])
     seen.press("back to the previous breakpoint")
     seen.is_at(hits[0])
+    seen.press("Breakpoints")
+    listed = seen.root.locator(".msgl-point", has_text="finish")
+    listed.get_by_role("checkbox").uncheck()
+    assert book.wait_for("[b.enabled for b in view.engine.breakpoints][-1] is False")
+    book.run("mine = engine.break_when(lambda record: record.batch.step == 1)")
+    book.run("view.refresh()")
+    seen.root.locator(".msgl-point", has_text="lambda").wait_for()  # the open list tells of it
+    book.run("mine.remove(); view.refresh()")
+    listed.get_by_role("button").click()
+    assert book.wait_for(f"len(view.engine.breakpoints) == {known}")
+    book.page.keyboard.press("Escape")
 
 
 def forks_and_goes_back(seen: Seen) -> None:
@@ -185,6 +196,17 @@ def launches_an_edited_plan(seen: Seen) -> None:
     assert book.wait_for(f"len(engine.trace) == {before} + 1")
     ran = book.value("[row.rid for row in engine.trace[-1].batch.rows]")
     assert ran == rows[1:]
+    # whom the policy left out can be added: here r0, which decodes only when no prompt is left
+    book.run("engine.rewind(to=2); view.refresh()")
+    seen.is_at(1)
+    planned = book.value("[row[0] for row in engine.plan().rows]")
+    assert 0 not in planned
+    for rid in (*planned, 0):
+        seen.root.locator("label.msgl-chip", has_text=f"r{rid} ").first.click()
+    before = book.value("engine.next_step")
+    seen.press("Launch")
+    assert book.wait_for(f"len(engine.trace) == {before} + 1")
+    assert book.value("[row.rid for row in engine.trace[-1].batch.rows]") == [0]
 
 
 def leaves_an_arrival_out(seen: Seen) -> None:
