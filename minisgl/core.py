@@ -30,6 +30,7 @@ class Why(Enum):
     AWAITS_TOKEN = "its last token is still being computed"
     AWAITS_RELEASE = "its steps in flight must end first"
     HEAD_OF_LINE = "r{by} waits before it"
+    POLICY = "the policy leaves it out"
 
 
 class Refusal(NamedTuple):
@@ -40,10 +41,13 @@ class Refusal(NamedTuple):
     asked: int | None = None
     left: int | None = None
     by: int | None = None  # the request that is in the way
+    words: str | None = None  # of a policy that says itself why; ``why`` is POLICY then
 
     @property
     def reason(self) -> str:
         """Why it waits, in words."""
+        if self.words is not None:
+            return self.words
         return self.why.value.format(asked=self.asked, left=self.left, by=self.by)
 
     def __str__(self) -> str:
@@ -51,8 +55,8 @@ class Refusal(NamedTuple):
 
     def __repr__(self) -> str:
         """As one would write it: the numbers that this check has, and no others."""
-        numbers = {"asked": self.asked, "left": self.left, "by": self.by}
-        known = "".join(f", {name}={n}" for name, n in numbers.items() if n is not None)
+        more = {"asked": self.asked, "left": self.left, "by": self.by, "words": self.words}
+        known = "".join(f", {name}={n!r}" for name, n in more.items() if n is not None)
         return f"Refusal({self.rid}, {self.why}{known})"
 
 

@@ -99,6 +99,8 @@ def test_a_refusal_is_written_with_the_numbers_that_it_has() -> None:
     )
     assert repr(Refusal(7, Why.HEAD_OF_LINE, by=0)) == "Refusal(7, Why.HEAD_OF_LINE, by=0)"
     assert str(Refusal(7, Why.HEAD_OF_LINE, by=0)) == "r7 waits: r0 waits before it"
+    own = Refusal(7, Why.POLICY, words="{asked} is not for us")
+    assert str(own) == "r7 waits: {asked} is not for us" and own == eval(repr(own))
 
 
 def test_a_batch_is_written_as_what_it_computes() -> None:

@@ -60,6 +60,7 @@ REASONS: Final[tuple[FinishReason, ...]] = get_args(FinishReason)
 PREFILL, DECODE, ZOMBIE = range(3)  # kinds of rows; a zombie's request is over, it is dropped
 # Token ids given of a prompt's beginning and end, and of a node: enough to recognise it by.
 HEAD, TAIL, NODE_HEAD = 160, 96, 48
+_OWN: Final = 1000  # different reasons that a policy may give
 _NEAR: Final = 8  # steps before, whose spans say what the host did in a gap
 _SHORT: Final = 300  # steps of a run whose time is added up after every one
 _ALWAYS_TOLD = ("overlap", "prefix_cache", "policy", "page_size")
@@ -78,10 +79,11 @@ class _Node(NamedTuple):
 class Film:
     """One run's columns, read on from where the last reading ended.
 
-    redact: leave all token ids and text out.
+    redact: leave all token ids and text out. like: a film of the same run, from which this one is
+    read on where it ends; what has numbers there keeps them.
     """
 
-    def __init__(self, trace: Trace, redact: bool = False) -> None:
+    def __init__(self, trace: Trace, redact: bool = False, like: Film | None = None) -> None:
         self.history = trace.history
         self._trace, self._redact = trace, redact
         self._next = trace.history.first
@@ -92,6 +94,9 @@ class Film:
         self._owner: dict[int, int] = {}
         self._over: set[int] = set()
         self._words: set[int] = set()
+        # A policy's own reasons, numbered after ours, and which of them this film has told.
+        self._reasons: dict[str, int] = {} if like is None else like._reasons
+        self._told_reasons: dict[int, str] = {}
         self._lanes: dict[str, int] = {}
         self._names: dict[str, int] = {}
         self._ends: dict[str, int] = {}  # nanoseconds at which each lane's last span ended
@@ -124,6 +129,7 @@ class Film:
         self._next = last
         header: dict[str, Any] = {"first": first, "steps": last - first, "say": say, "words": words}
         header |= {"lanes": list(self._lanes), "names": list(self._names)}
+        header["reasons"], self._told_reasons = self._told_reasons, {}
         header["kept"] = self.history.first  # what was before it can be forgotten
         self._count_time(last)
         header["totals"] = self._totals
@@ -253,9 +259,9 @@ class Film:
         starts, lengths = [row.start for row in rows], [row.length for row in rows]
         out.add_rows("rows", rids, starts, lengths, kinds)
         if record.plan.refusals:
-            refused, why, *numbers = zip(*record.plan.refusals, strict=True)
+            refused, why, *numbers, own = zip(*record.plan.refusals, strict=True)
             known = [[-1 if n is None else n for n in some] for some in numbers]
-            out.add_rows("refusals", refused, [_NUMBER_OF_WHY[each] for each in why], *known)
+            out.add_rows("refusals", refused, list(map(self._number_of, why, own)), *known)
         self._tell_events(record.events, out, words)
         before = dict(self._ends)
         self._tell_spans(record, out)
@@ -267,6 +273,14 @@ class Film:
             out.add("gaps", lane=lane, cause=cause, start=since, length=end - start)
         gauges = zip(GAUGES, (*record.gauges, record.outcome.error is not None), strict=True)
         out.set_step(**dict(gauges))
+
+    def _number_of(self, why: Why, own: str | None) -> int:
+        """Of a reason; beyond ``_OWN`` different ones of a policy, the rest are not told apart."""
+        if own is None or (own not in self._reasons and len(self._reasons) >= _OWN):
+            return _NUMBER_OF_WHY[why]
+        number = self._reasons.setdefault(own, len(WHY) + len(self._reasons))
+        self._told_reasons[number] = own
+        return number
 
     def _tell_events(self, events: Sequence[Event], out: Columns, words: dict[str, str]) -> None:
         kinds, rids, values = list[int](), list[int](), list[int]()

@@ -19,7 +19,7 @@ const DTYPES = {
 const I = Int32Array, F = Float64Array;
 const TABLES = {
   rows: { rid: I, start: I, length: I, kind: Uint8Array },
-  refusals: { rid: I, why: Uint8Array, asked: I, left: I, by: I },
+  refusals: { rid: I, why: Uint16Array, asked: I, left: I, by: I },
   events: { kind: Uint8Array, rid: I, value: I },
   requests: { rid: I, prompt_len: I, max_tokens: I, arrival: I, head: I, tail: I },
   pages: { page: I, holders: I, node: I, owner: I },
@@ -30,8 +30,8 @@ const TABLES = {
 };
 const GAUGES = ["free", "cached", "evictable", "promised", "waiting", "running", "failed"];
 const PREFILL = 0, DECODE = 1, ZOMBIE = 2;
-// what only a request that holds a slot is refused for: nobody stands in line behind it
-const OF_RUNNING = new Set(["PREFILL_PRIORITY", "AWAITS_TOKEN", "AWAITS_RELEASE", "KV_DRY"]);
+// what only a request that holds a slot is refused for, and what closes no door: nobody stands in line behind it
+const OF_RUNNING = new Set(["PREFILL_PRIORITY", "AWAITS_TOKEN", "AWAITS_RELEASE", "KV_DRY", "POLICY"]);
 const MOST_PAGES = 1 << 24; // a film that names more is damaged; nothing is allocated for it
 
 /** What is wrong with a film, in words for the person who opened it. */
@@ -213,6 +213,7 @@ class Film {
     const steps = this.steps, from = this.count;
     for (const name of GAUGES) steps[name].set(column(`steps.${name}`).subarray(0, n), from);
     for (const [id, word] of Object.entries(header.words || {})) this.words.set(+id, String(word));
+    for (const [number, own] of Object.entries(header.reasons || {})) this.about.why[+number] = ["POLICY", String(own)];
     this.lanes = header.lanes || this.lanes;
     this.names = header.names || this.names;
     this.totals = header.totals || this.totals;
@@ -625,7 +626,8 @@ class Film {
   /** Why `refusal` (a row of refusals) was refused. */
   whyText(row) {
     const { why, asked, left, by } = this.refusals;
-    const template = this.about.why[why[row]]?.[1] ?? "for a reason this inspector does not know";
+    const [name, template] = this.about.why[why[row]] ?? ["", "for a reason this inspector does not know"];
+    if (name === "POLICY") return visible(template); // its own words
     return template.replaceAll("{asked}", num(asked[row])).replaceAll("{left}", num(left[row]))
       .replaceAll("{by}", String(by[row]));
   }

@@ -62,7 +62,7 @@ class Run:
         if new:
             self._hits = {}
         if new or film.num_steps < trace.history.first:
-            self._film, self._chunks, new = Film(trace), [], True
+            self._film, self._chunks, new = Film(trace), [], True  # for views that begin anew, too
         chunk = self._film.read()
         if chunk and self._chunks is not None:
             self._chunks.append(chunk)
@@ -73,7 +73,7 @@ class Run:
     def film(self) -> bytes:
         """All that was read so far; of an engine with a bounded history, what it still has."""
         if self._chunks is None:
-            self._film = Film(self.trace)
+            self._film = Film(self.trace, like=self._film)
             self._chunks = [self._film.read()]
         return b"".join(self._chunks)
 

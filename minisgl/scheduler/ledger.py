@@ -6,7 +6,7 @@ requests that are charged or refused, never to the queue, the pool or the tree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from minisgl.config import Limits
@@ -246,10 +246,18 @@ class Ledger:
         self._charge(request, length)
         return True
 
-    def pass_over(self, requests: list[Request], why: Why) -> None:
-        """Note that these running requests do not run in this step, and why."""
+    def pass_over(self, requests: Iterable[Request], why: Why | str) -> None:
+        """Note that these requests do not run in this step, and why: one of ours, or your words.
+
+        Raises TypeError for a reason that is neither.
+        """
+        if not isinstance(why, Why | str):
+            raise TypeError(f"a reason is words or one of Why, got {why!r:.80}")
         for request in requests:
-            self._refuse(request, why)
+            if isinstance(why, Why):
+                self._refuse(request, why)
+            else:
+                self._refusals.append(Refusal(request.rid, Why.POLICY, words=why))
 
     def _admit(self, request: Request, most: int | None) -> bool:
         state, failed = self._state, len(self._refusals)

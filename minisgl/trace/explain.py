@@ -13,8 +13,15 @@ from minisgl.trace.frames import as_frame
 if TYPE_CHECKING:
     import pandas
 
-# What only a request that holds a slot is refused for: nobody stands in line behind it.
-_OF_RUNNING: Final = (Why.PREFILL_PRIORITY, Why.AWAITS_TOKEN, Why.AWAITS_RELEASE, Why.KV_DRY)
+# What only a request that holds a slot is refused for, and what closes no door: nobody stands in
+# line behind it.
+_OF_RUNNING: Final = (
+    Why.PREFILL_PRIORITY,
+    Why.AWAITS_TOKEN,
+    Why.AWAITS_RELEASE,
+    Why.KV_DRY,
+    Why.POLICY,
+)
 
 
 class Part(NamedTuple):
@@ -31,8 +38,10 @@ class Part(NamedTuple):
 
     @property
     def cause(self) -> str:
-        """What it did, or the first reason why it waited."""
-        return self.refusals[0].why.name.lower() if self.refusals else self.doing
+        """What it did, or the first reason why it waited, in a policy's own words where it has."""
+        if not self.refusals:
+            return self.doing
+        return self.refusals[0].words or self.refusals[0].why.name.lower()
 
     @property
     def words(self) -> str:

@@ -141,7 +141,10 @@ def line_of(item: Input, spans: Sequence[Span] = ()) -> dict[str, Any]:
         case Change():
             return {"change": item._asdict()}
         case Plan(rows, preempt, refusals):
-            refused = [(r.rid, r.why.name, r.asked, r.left, r.by) for r in refusals]
+            refused = [
+                (r.rid, r.why.name, *r[2:5], *([] if r.words is None else [r.words]))
+                for r in refusals
+            ]
             return {"plan": rows, "preempt": preempt, "refusals": refused}
         case Outcome():
             return {"outcome": item._replace(spans=())._asdict(), "spans": spans}

@@ -189,13 +189,16 @@ def _check(outcome: Outcome, batch: Batch) -> None:
             raise ValueError(f"r{row.rid} has {len(targets)} logprobs of {row.length} positions")
 
 
-def _refusal(rid: Any, name: Any, asked: Any = None, left: Any = None, by: Any = None) -> Refusal:
+def _refusal(
+    rid: Any, name: Any, asked: Any = None, left: Any = None, by: Any = None, words: Any = None
+) -> Refusal:
     numbers = {"asked": asked, "left": left, "by": by}
     known = {
         field: None if value is None else number(field, value, -_MOST)
         for field, value in numbers.items()
     }
-    return Refusal(number("rid", rid), Why[_text("why", name)], **known)
+    own = None if words is None else _text("words", words)
+    return Refusal(number("rid", rid), Why[_text("why", name)], **known, words=own)
 
 
 def _span(lane: Any, name: Any, start: Any, end: Any) -> Span:

@@ -14,6 +14,7 @@ from minisgl.inspector.film import EVENTS
 from minisgl.trace import Trace
 from tests.hash_engine import hash_engine
 from tests.inspector.test_page import Hostile
+from tests.scheduler.test_policy import own_words
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -160,6 +161,19 @@ def test_lanes_timeline_and_log_equal_the_trace(
     )
     reused = sum(e.num_tokens for record in trace for e in record.events if isinstance(e, Reused))
     assert sum(tokens for lane in seen["lanes"] for _, tokens in lane["reused"]) == reused
+
+
+def test_a_policys_own_words_are_shown_and_do_nothing(open_file: Opened, tmp_path: Path) -> None:
+    engine = hash_engine(policy=own_words, depth=1, max_running=9)
+    for first in range(1, 4):
+        engine.add([first] * 4, SamplingParams(max_tokens=3, ignore_eos=True))
+        engine.step()
+    engine.trace.save_html(tmp_path / "run.html")
+    page = open_file(tmp_path / "run.html")
+    ready(page)
+    for step in (1, 2):
+        assert drawn(page, step)["batch"]["why"]["0"] == [f"<b>prompts</b> first at {step}; {{by}}"]
+    assert page.locator(".msgl-why", has_text="<b>prompts</b> first at 2; {by}").count() == 2
 
 
 def test_hostile_prompts_are_shown_and_do_nothing(open_file: Opened, tmp_path: Path) -> None:

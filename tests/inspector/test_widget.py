@@ -266,7 +266,7 @@ def test_a_live_run_keeps_no_more_than_its_engine_and_a_new_view_gets_what_there
     engine = hash_engine(num_pages=40, page_size=2, history=60)
     inspector = minisgl.inspect(engine)
     inspector.engine.break_when(lambda record: record.batch.step % 2 == 0)
-    sizes = list[int]()
+    sizes, hits = list[int](), list[int]()
     for number in range(900):
         if number % 4 == 0:
             engine.add([1 + number % 3] * 5, SamplingParams(max_tokens=4, ignore_eos=True))

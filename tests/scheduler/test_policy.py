@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minisgl.core import Plan, SamplingParams
+from minisgl.core import Plan, Refusal, SamplingParams, Why
 from minisgl.registry import names
 from minisgl.scheduler import policy
 from minisgl.scheduler.ledger import Ledger
+from minisgl.trace import Trace
 from tests.hash_engine import expected, hash_engine
 
 LONG = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -79,3 +81,45 @@ def test_a_large_request_is_not_overtaken_by_small_ones(name: str) -> None:
         assert record is not None
         ran = {row.rid for row in record.batch.rows}
         assert max(ran) <= large.rid or large.rid in ran
+
+
+def own_words(ledger: Ledger) -> Plan:
+    """Decodes wait while there is a prompt, and are told why, each time in other words."""
+    for request in (*ledger.prefilling, *ledger.waiting):
+        ledger.prefill(request)
+    if ledger.charged:
+        ledger.pass_over(ledger.decoding, f"<b>prompts</b> first at {ledger.now}; {{by}}")
+    for request in () if ledger.charged else ledger.decoding:
+        ledger.decode(request)
+    return ledger.plan
+
+
+def test_a_policy_says_in_its_own_words_why_a_request_waits(tmp_path: Path) -> None:
+    engine = hash_engine(policy=own_words, depth=1, max_running=9)
+    for first in range(1, 4):
+        engine.add([first] * 4, SamplingParams(max_tokens=3, ignore_eos=True))
+        engine.step()
+    engine.run()
+    said = ["<b>prompts</b> first at 1; {by}", "<b>prompts</b> first at 2; {by}"]
+    assert [name for name in engine.trace.explain(0).parts if "first" in name] == said
+    assert engine.trace.explain(0).steps[1].refusals == (
+        Refusal(0, Why.POLICY, words="<b>prompts</b> first at 1; {by}"),
+    )
+    assert f"r0 waits: {said[0]}" in repr(engine.trace[1])
+    assert "<b>prompts" not in engine.trace.explain(0)._repr_html_()
+    engine.trace.save(tmp_path / "run.jsonl")
+    loaded = Trace.load(tmp_path / "run.jsonl")
+    assert [record.plan for record in loaded] == [record.plan for record in engine.trace]
+
+
+def test_a_reason_is_words_or_one_of_ours() -> None:
+    reason: Any = 7
+
+    def broken(ledger: Ledger) -> Plan:
+        ledger.pass_over(ledger.waiting, reason)
+        return ledger.plan
+
+    engine = hash_engine(policy=broken)
+    engine.add([1], SHORT)
+    with pytest.raises(TypeError, match="a reason is words or one of Why, got 7"):
+        engine.step()
