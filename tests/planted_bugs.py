@@ -184,6 +184,41 @@ BUGS = [
         "            if request.finish is None:\n                reason =",
         "            if request.finish in (None, 'stop'):\n                reason =",
     ),
+    Bug(
+        "steps launched before a request came count as waited in the lanes",
+        "minisgl/inspector/figures/life.py",
+        "found[rid] = Life(rid, arrival, True)",
+        "found[rid] = Life(rid, step, True)",
+        FIGURES,
+    ),
+    Bug(
+        "the time to the first token begins before the request came",
+        "minisgl/trace/frames.py",
+        "planned.get(life.arrival)",
+        "planned.get(life.added)",
+        ("tests/trace/test_trace.py",),
+    ),
+    Bug(
+        "a live run's inspector keeps every chunk for ever",
+        "minisgl/inspector/run.py",
+        "                self._chunks = None\n",
+        "                pass\n",
+        ("tests/inspector/test_widget.py",),
+    ),
+    Bug(
+        "a film that is read anew numbers a policy's reasons anew",
+        "minisgl/inspector/run.py",
+        "self._film = Film(self.trace, like=self._film)",
+        "self._film = Film(self.trace)",
+        ("tests/inspector/test_widget.py",),
+    ),
+    Bug(
+        "a policy's own reason is lost in a file",
+        "minisgl/trace/file.py",
+        "*([] if r.words is None else [r.words])",
+        "*[]",
+        ("tests/scheduler/test_policy.py",),
+    ),
 ]
 
 POLICY, TRAVEL = "minisgl/scheduler/policy.py", "minisgl/engine/travel.py"

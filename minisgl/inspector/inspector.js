@@ -1235,12 +1235,12 @@ const clamp = (x, low, high) => Math.max(low, Math.min(high, x));
 const count = (n, one, many = `${one}s`) => `${num(n)} ${n === 1 ? one : many}`;
 const percent = (share) => `${share > 0 && share < 0.01 ? "<1" : Math.round(share * 100)} %`;
 
-/** Nanoseconds for people. */
-const duration = (ns) => {
-  if (ns < 0) return `−${duration(-ns)}`;
+/** Nanoseconds for people, to three digits; or so exactly that times `apart` from one another differ. */
+const duration = (ns, apart = 0) => {
+  if (ns < 0) return `−${duration(-ns, apart)}`;
   const [unit, by] = ns < 1e3 ? ["ns", 1] : ns < 1e6 ? ["µs", 1e3] : ns < 1e9 ? ["ms", 1e6] : ["s", 1e9];
-  const value = ns / by;
-  return `${value.toFixed(by === 1 || value >= 100 ? 0 : value >= 10 ? 1 : 2)} ${unit}`;
+  const value = ns / by, digits = by === 1 || value >= 100 ? 0 : value >= 10 ? 1 : 2;
+  return `${value.toFixed(apart ? clamp(Math.ceil(-Math.log10(apart / by) - 1e-9), 0, 9) : digits)} ${unit}`;
 };
 
 /** A step of 1, 2 or 5 times a power of ten, so that ticks stand at least `apart` pixels apart. */
@@ -1685,26 +1685,25 @@ class Lanes extends View {
       + `${this.app.k}, ${running[g]} run and ${waiting[g]} wait`;
   }
 
-  /** Scroll, if nothing that lives at the cursor is in sight, or the selected lane is not. */
+  /** Scroll, if nobody who runs at the cursor (or else waits) is in sight, or the selected lane is not. */
   showActive(k) {
-    const { film } = this.app, r = film.requests, { arrival, finish } = r, rows = Math.floor((this.high - 22) / this.rowHigh);
-    const from = this.top / this.rowHigh, to = from + rows;
-    let first = -1, last = -1, chosen = -1;
-    const mine = this.lanes[this.films.indexOf(film)], { n } = this, selected = film.indexOfRid.get(this.app.selected);
-    for (let lane = 0; lane < n; lane++) {
-      const i = mine[lane];
-      if (i < 0) continue;
-      if (i === selected) chosen = lane;
-      if (arrival[i] <= k && (finish[i] < 0 || finish[i] >= k)) {
-        if (first < 0) first = lane;
-        last = lane;
-      }
-    }
+    const { app, n } = this, { film } = app, { arrival, admitted, finish } = film.requests;
+    const rows = Math.floor((this.high - 22) / this.rowHigh), from = this.top / this.rowHigh, to = from + rows;
+    const mine = this.lanes[this.films.indexOf(film)], here = (i) => i >= 0 && (finish[i] < 0 || finish[i] >= k);
     let want = this.top;
-    if (first >= 0 && (last < from || first >= to)) want = (first - 1) * this.rowHigh;
-    if (this.selected !== this.app.selected && chosen >= 0 && (chosen < from || chosen + 1 > to))
-      want = (chosen - rows / 2) * this.rowHigh;
-    want = clamp(want, 0, Math.max(0, this.n * this.rowHigh + 22 - this.high));
+    for (const lives of [(i) => here(i) && admitted[i] >= 0 && admitted[i] <= k, (i) => here(i) && arrival[i] <= k]) {
+      let lane = Math.ceil(from);
+      while (lane < Math.min(n, to) && !lives(mine[lane])) lane++;
+      if (lane < Math.min(n, to)) break;
+      if ((lane = mine.findIndex(lives)) < 0) continue;
+      want = (lane - 1) * this.rowHigh;
+      break;
+    }
+    if (this.selected !== app.selected && app.selected !== null) {
+      const chosen = mine.indexOf(film.indexOfRid.get(app.selected) ?? -2);
+      if (chosen >= 0 && (chosen < from || chosen + 1 > to)) want = (chosen - rows / 2) * this.rowHigh;
+    }
+    want = clamp(want, 0, Math.max(0, n * this.rowHigh + 22 - this.high));
     if (want !== this.top) {
       this.top = want;
       this.wantTop = want;
@@ -1945,7 +1944,7 @@ function timeTicks(ctx, film, axis, base, w) {
     const end = i < from.length ? from[i] : Infinity, shift = begin > -Infinity ? begin - film.drawnTime(begin) : 0;
     const first = Math.max(begin, axis.a + shift), last = Math.min(end, axis.b + shift);
     for (let at = Math.ceil(first / by) * by; at <= last; at += by) {
-      const label = duration(at), wide = ctx.measureText(label).width, x = axis.x(at - shift) - wide / 2;
+      const label = duration(at, by), wide = ctx.measureText(label).width, x = axis.x(at - shift) - wide / 2;
       if (x >= axis.x0 - 6 && x + wide <= w) ctx.fillText(label, x, base + 14);
     }
     if (i === from.length) return;

@@ -100,14 +100,14 @@ def test_a_live_run_is_bounded_like_its_history_and_what_is_left_is_whole(
     page: Page, overlap: bool
 ) -> None:
     engine = hash_engine(
-        num_pages=40, page_size=2, max_running=5, max_step_tokens=12, max_seq_len=70, history=200,
+        num_pages=40, page_size=2, max_running=5, max_step_tokens=12, max_seq_len=70, history=150,
         depth=2 if overlap else 1, admission="optimistic", expected_output=1, policy="mixed",
     )  # fmt: skip
     reader = Film(engine.trace)
-    feed(page, reader, engine, 600, 9)
+    feed(page, reader, engine, 500, 9)
     early = bytes_of(page)
-    feed(page, reader, engine, 1900, 5)
-    assert engine.trace.history.first > 1500 and bytes_of(page) < 2 * early
+    feed(page, reader, engine, 1000, 5)
+    assert engine.trace.history.first > 700 and bytes_of(page) < 2 * early
     first: int = drawn(page, "bounded", 0)["cursor"]
     last = len(engine.trace) - 1
     assert engine.trace.history.first - 128 <= first <= engine.trace.history.first

@@ -186,6 +186,21 @@ def test_hostile_prompts_are_shown_and_do_nothing(open_file: Opened, tmp_path: P
     assert page.locator("img").count() == 0 and page.locator("script").count() == 1
 
 
+def test_a_jump_shows_the_lanes_of_those_who_run(open_file: Opened, tmp_path: Path) -> None:
+    engine = hash_engine(max_running=2, depth=1)
+    for number in range(90):
+        engine.add([1 + number % 9] * 3, SamplingParams(max_tokens=6, ignore_eos=True))
+    engine.run()
+    engine.trace.save_html(tmp_path / "run.html")
+    page = open_file(tmp_path / "run.html", 1200, 1000)
+    ready(page)
+    for step in (0, len(engine.trace) - 1, len(engine.trace) // 2):
+        rows = [rid for rid, *_ in drawn(page, step)["batch"]["rows"]]
+        top, high = page.locator(".msgl-scroll").evaluate("el => [el.scrollTop, el.clientHeight]")
+        lanes = page.locator(".msgl-scroll .msgl-inner").evaluate("el => el.clientHeight - 22")
+        assert any(top <= rid * lanes / 90 < top + high - 22 for rid in rows), (step, rows, top)
+
+
 def test_keys_move_the_cursor_only_while_the_page_has_the_focus(
     open_file: Opened, trace: Trace, tmp_path: Path
 ) -> None:

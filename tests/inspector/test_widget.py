@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -10,12 +11,13 @@ from typing import Any, cast
 import pytest
 
 import minisgl
-from minisgl.core import SamplingParams, StepRecord
+from minisgl.core import SamplingParams, StepRecord, Why
 from minisgl.engine.engine import Engine
 from minisgl.inspector.widget import Inspector
 from minisgl.trace import Trace
 from tests.hash_engine import hash_engine
 from tests.inspector.films import Seen, holds_against
+from tests.scheduler.test_policy import own_words
 
 
 class Browser:
@@ -281,6 +283,25 @@ def test_a_live_run_keeps_no_more_than_its_engine_and_a_new_view_gets_what_there
     seen = Seen().read(inspector.get_state()["films"][0])
     assert seen.first == seen.header["kept"] == first
     holds_against(engine.trace, seen, every=9)
+    inspector.close()
+
+
+def test_a_policys_reasons_keep_their_numbers_where_a_film_is_read_anew() -> None:
+    engine = hash_engine(policy=own_words, history=30, max_running=9, depth=1)
+    inspector = minisgl.inspect(engine)
+    browser, told = Browser(inspector), dict[str, str]()
+    for number in range(200):
+        engine.add([1 + number % 3] * 3, SamplingParams(max_tokens=3, ignore_eos=True))
+        engine.run(max_steps=2)
+        inspector.refresh()
+        if number % 90 == 0:
+            inspector.get_state()  # a further view begins
+    for content, buffers in browser.sent:
+        if "chunk" in content and buffers and buffers[0]:
+            length = int.from_bytes(buffers[0][8:12], "little")
+            for reason, words in json.loads(buffers[0][12 : 12 + length])["reasons"].items():
+                assert told.setdefault(reason, words) == words
+    assert len(told) > 100 and min(map(int, told)) == len(Why)
     inspector.close()
 
 

@@ -135,9 +135,16 @@ def test_frames_agree_with_the_records(engine: Engine) -> None:
         trace.to_frame(kind)
 
 
-def test_the_times_of_a_request_are_those_of_its_tokens(engine: Engine) -> None:
+def test_the_times_of_a_request_are_those_of_its_tokens() -> None:
     pytest.importorskip("pandas", reason="frames need pandas")
+    engine = hash_engine(max_running=2)
+    for i in range(6):
+        engine.add([1, 2, 1 + i], GREEDY if i else SamplingParams(max_tokens=0))
+        engine.run(max_steps=2)
+    engine.add([1, 2], GREEDY)
+    engine.run(max_steps=2)
     trace = engine.trace
+    assert any("launched before" in trace.explain(rid).parts for rid in engine.requests)
     frame = trace.to_frame("requests").set_index("rid")
     spans = trace.to_frame("spans")
     host = spans[spans.lane == "host"].set_index(["step", "name"])
