@@ -205,6 +205,8 @@ def inspector(quick: bool) -> Iterator[Line]:
             "of": screen.PAINT,
             "move ms": seen.move,
             "slowest": seen.slowest_move,
+            "computed": seen.computed,
+            "most computed": seen.most_computed,
             "to the next step": seen.play,
             "at most": screen.MOVE,
             "heap MB": seen.heap / 1e6,

@@ -12,11 +12,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from minisgl.build import load
 from minisgl.core import SamplingParams
 from minisgl.trace import Trace
+
+if TYPE_CHECKING:  # it may be missing
+    from playwright.sync_api import CDPSession
 
 CHROMIUMS: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PAINT, MOVE = 1000.0, 50.0  # milliseconds that a first paint and a cursor move may take
@@ -33,12 +36,18 @@ _MOVED: Final = """async (k) => {
 
 
 class Seen(NamedTuple):
-    """A run on a screen; times in milliseconds. heap: bytes that the page's script holds."""
+    """A run on a screen; times in milliseconds. heap: bytes that the page's script holds.
+
+    A move takes from the slider to the frame, waiting for the screen's next beat included; computed
+    is the page's own thread alone, which a busy machine slows down less.
+    """
 
     what: str
     first_paint: float  # from the script's start: the film is decoded and every view drawn
     move: float  # to any step, median
     slowest_move: float
+    computed: float  # of a move to any step, median
+    most_computed: float
     play: float  # to the next step, median
     heap: int
     page: int  # bytes of the file
@@ -78,16 +87,29 @@ def look(what: str, trace: Trace, moves: int = 40) -> Seen:
         page.goto(page_path.as_uri())
         while page.evaluate(f"{_ROOT}?.minisgl?.timings.firstPaint ?? null") is None:
             page.wait_for_timeout(50)  # the page's policy forbids a condition given as text
+        thread = page.context.new_cdp_session(page)
+        thread.send("Performance.enable", {"timeDomain": "threadTicks"})
         first: float = page.evaluate(f"{_ROOT}.minisgl.timings.firstPaint")
-        anywhere: list[float] = [
-            page.evaluate(_MOVED, random.randint(0, last)) for _ in range(moves)
-        ]
+        anywhere, computed = list[float](), list[float]()
+        for _ in range(moves):
+            before = _computed(thread)
+            anywhere.append(page.evaluate(_MOVED, random.randint(0, last)))
+            computed.append(_computed(thread) - before)
         start = random.randint(0, max(0, last - moves))
         onward: list[float] = [page.evaluate(_MOVED, start + k) for k in range(moves)]
         heap: int = page.evaluate("performance.memory.usedJSHeapSize")
         size = page_path.stat().st_size
         browser.close()
-    return Seen(what, first, median(anywhere), max(anywhere), median(onward), heap, size)
+    moved = median(anywhere), max(anywhere), median(computed), max(computed)
+    return Seen(what, first, *moved, median(onward), heap, size)
+
+
+def _computed(thread: CDPSession) -> float:
+    """Milliseconds of processor time that a page's own thread has taken so far."""
+    metrics = {
+        each["name"]: each["value"] for each in thread.send("Performance.getMetrics")["metrics"]
+    }
+    return 1e3 * float(metrics["TaskDuration"])
 
 
 def _engine(**sizes: Any) -> Any:
