@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 import warnings
 from collections.abc import Callable
 from typing import Final
@@ -57,10 +60,13 @@ def as_condition(condition: Condition) -> Callable[[StepRecord], object]:
 
 
 class Breakpoint:
-    """A condition that stops ``run``, unless ``enabled`` is False; ``remove`` ends it for good."""
+    """A condition that stops ``run``, unless ``enabled`` is False; ``remove`` ends it for good.
+
+    label: what to call it: a name as it was given, a function's name, a lambda's own text.
+    """
 
     def __init__(self, condition: Condition, among: list[Breakpoint]) -> None:
-        self.condition = condition
+        self.condition, self.label = condition, _label(condition)
         self.enabled = True
         self._holds, self._among = as_condition(condition), among
 
@@ -72,7 +78,7 @@ class Breakpoint:
             return bool(self._holds(record))
         except Exception as error:
             self.enabled = False
-            message = f"breakpoint {self._shown()} failed and was disabled: {error!r}"
+            message = f"breakpoint {self} failed and was disabled: {error!r}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
             return False
 
@@ -83,10 +89,24 @@ class Breakpoint:
 
     def __repr__(self) -> str:
         state = "" if self.enabled else ", disabled"
-        return f"Breakpoint({self._shown()}{state})"
+        return f"Breakpoint({self}{state})"
 
-    def _shown(self) -> str:
-        """A name as it was given; of a function its name, which has no address."""
-        if isinstance(self.condition, str):
-            return repr(self.condition)
-        return getattr(self.condition, "__name__", type(self.condition).__name__)
+    def __str__(self) -> str:
+        return repr(self.condition) if isinstance(self.condition, str) else self.label
+
+
+def _label(condition: Condition) -> str:
+    if isinstance(condition, str):
+        return condition
+    name = str(getattr(condition, "__name__", type(condition).__name__))  # it has no address
+    return (_lambda(condition) if name == "<lambda>" else None) or name
+
+
+def _lambda(function: Callable[[StepRecord], object]) -> str | None:
+    """The text of a lambda; None where it cannot be had, or stands beside another one."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+    return ast.unparse(found[0]) if len(found) == 1 else None

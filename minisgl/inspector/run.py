@@ -118,7 +118,7 @@ class Run:
             "plan": self._plan(),
             "breakpoints": [
                 {
-                    "label": _label(b.condition),
+                    "label": b.label,
                     "on": b.enabled,
                     "hits": None if isinstance(b.condition, str) else self.hits(b),
                 }
@@ -171,12 +171,6 @@ def _addable(engine: Engine, plan: Plan) -> list[list[int]]:
             left = max(1, request.prefill_end - request.scheduled)
         out.append([request.rid, max(1, min(left, room))])
     return out
-
-
-def _label(condition: object) -> str:
-    if isinstance(condition, str):
-        return condition
-    return str(getattr(condition, "__qualname__", type(condition).__name__))
 
 
 def told(action: Callable[[], Any]) -> tuple[Any, str]:

@@ -156,7 +156,8 @@ def stops_at_breakpoints(seen: Seen) -> None:
     assert book.wait_for("[b.enabled for b in view.engine.breakpoints][-1] is False")
     book.run("mine = engine.break_when(lambda record: record.batch.step == 1)")
     book.run("view.refresh()")
-    seen.root.locator(".msgl-point", has_text="lambda").wait_for()  # the open list tells of it
+    mine = seen.root.locator(".msgl-point", has_text="lambda record: record.batch.step == 1")
+    mine.wait_for()  # the open list tells of it
     book.run("mine.remove(); view.refresh()")
     listed.get_by_role("button").click()
     assert book.wait_for(f"len(view.engine.breakpoints) == {known}")

@@ -368,6 +368,24 @@ def test_run_stops_at_a_breakpoint_until_it_is_disabled_or_removed() -> None:
     assert not engine.breakpoints and not engine.gauges.running
 
 
+def test_a_breakpoint_is_called_what_it_is() -> None:
+    engine = hash_engine()
+    engine.break_when(lambda record: record.batch.step == 3)
+    two = [lambda record: record.batch.step == 1, lambda record: record.batch.step == 2]
+    for condition in ("evict", bool, eval("lambda record: False"), *two):
+        engine.break_when(condition)
+    assert [point.label for point in engine.breakpoints] == [
+        "lambda record: record.batch.step == 3",
+        "evict",
+        "bool",
+        "<lambda>",  # its text is nowhere, and of two in a line nobody knows which
+        "<lambda>",
+        "<lambda>",
+    ]
+    assert repr(engine.breakpoints[0]) == "Breakpoint(lambda record: record.batch.step == 3)"
+    assert repr(engine.breakpoints[1]) == "Breakpoint('evict')"
+
+
 def test_a_breakpoint_that_raises_is_disabled_and_the_engine_goes_on() -> None:
     engine = hash_engine()
     engine.add([1, 2], GREEDY)
