@@ -569,7 +569,7 @@ BUGS += [
     Bug(
         "a redacted film still says what was sampled",
         "minisgl/inspector/film.py",
-        "value = -1 if self._redact else value",
+        "values = [-1 if k == sampled else v for k, v in zip(kinds, values, strict=True)]",
         "pass",
         ("tests/inspector/test_film.py",),
     ),
@@ -597,7 +597,7 @@ BUGS += [
     Bug(
         "after a rewind the inspector goes on with the old film",
         "minisgl/inspector/run.py",
-        "new = trace.history is not self._film.history",
+        "new = trace.history is not film.history",
         "new = False",
         ("tests/inspector/test_widget.py",),
     ),
