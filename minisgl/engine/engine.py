@@ -37,7 +37,7 @@ from minisgl.engine.breakpoint import Breakpoint, Condition
 from minisgl.engine.card import engine_card
 from minisgl.engine.codec import Codec
 from minisgl.engine.interrupts import Held
-from minisgl.engine.prompt import Prompt, check_biases, needed, token_ids
+from minisgl.engine.prompt import Prompt, check_ids, needed, token_ids
 from minisgl.engine.runner import Runner, Worker
 from minisgl.engine.stops import Stops
 from minisgl.engine.travel import (
@@ -133,7 +133,7 @@ class Engine:
         if not params.greedy and params.seed is None:
             params = replace(params, seed=request_seed(self.config.seed, number))
         ids = token_ids(prompt, self._codec, self._vocab_size)
-        check_biases(params, self._vocab_size)
+        check_ids(params, self._vocab_size)
         item = Add(number, ids, params)
         with self._held:
             request, events = self._scheduler.add(item)

@@ -37,13 +37,14 @@ def token_ids(prompt: Prompt, codec: Codec | None, vocab_size: int) -> tuple[int
     return ids
 
 
-def check_biases(sampling: SamplingParams, vocab_size: int) -> None:
-    """Raise ValueError for a logit_bias of a token that is not in the vocabulary."""
-    if sampling.biases and sampling.biases[-1][0] >= vocab_size:
-        raise ValueError(
-            f"logit_bias names token {sampling.biases[-1][0]}, which is out of the vocabulary of "
-            f"{vocab_size} ids"
-        )
+def check_ids(sampling: SamplingParams, vocab_size: int) -> None:
+    """Raise ValueError for a token of logit_bias or stop_token_ids that the vocabulary lacks."""
+    biased = [token for token, _ in sampling.biases]
+    for name, ids in (("logit_bias", biased), ("stop_token_ids", sampling.stop_token_ids)):
+        if ids and max(ids) >= vocab_size:
+            raise ValueError(
+                f"{name} has token {max(ids)}, which is out of the vocabulary of {vocab_size} ids"
+            )
 
 
 def needed(codec: Codec | None) -> Codec:

@@ -43,11 +43,10 @@ class StreamOptions(Strict, frozen=True):
     include_usage: bool = False
 
 
-class Part(Strict, frozen=True):
-    """A part of a message's content."""
+class Part(Strict, frozen=True, tag_field="type", tag="text"):
+    """A part of a message's content: text is all that is read."""
 
-    type: str
-    text: str | None = None
+    text: str
 
 
 class TurnOf(Strict, frozen=True):
@@ -125,19 +124,12 @@ class ChatRequest(Common, kw_only=True, frozen=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
 
     def prompts(self) -> list[Prompt]:
-        """The one conversation. Raises ``ApiError`` for a part that is no text."""
+        """The one conversation."""
         turns = []
-        for i, turn in enumerate(self.messages):
-            parts = [turn.content] if isinstance(turn.content, str) else turn.content
-            for j, part in enumerate(parts):
-                if isinstance(part, Part) and (part.type != "text" or part.text is None):
-                    raise ApiError(
-                        400,
-                        f"this server reads text alone, not a part of type {part.type!r}",
-                        param=f"messages[{i}].content[{j}]",
-                    )
-            text = "".join(part if isinstance(part, str) else part.text or "" for part in parts)
+        for turn in self.messages:
+            parts = turn.content if isinstance(turn.content, list) else [Part(turn.content)]
             named = {} if turn.name is None else {"name": turn.name}
+            text = "".join(part.text for part in parts)
             turns.append({"role": turn.role, "content": text, **named})
         return [Chat(tuple(turns))]
 
@@ -257,6 +249,7 @@ _NOT_SERVED: Final[dict[str, tuple[Any, ...]]] = {
     "web_search_options": (),
 }
 
+_PARTS_AT: Final = 5  # objects and lists down to a part of a message, that included
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
 R = TypeVar("R", bound=Strict)
@@ -270,7 +263,7 @@ def read(body: bytes, kind: type[R]) -> R:
         raise ApiError(400, f"the body is not JSON that can be read: {error}") from error
     if not isinstance(given, dict):
         raise ApiError(400, f"the body must be a JSON object, it is a {_kind(given)}")
-    given = _without_nulls(given, 4)
+    given = _without_nulls(given, _PARTS_AT)
     for name in sorted(given.keys() - set(kind.__struct_fields__)):
         if name not in _NOT_SERVED:
             raise ApiError(
@@ -288,6 +281,8 @@ def read(body: bytes, kind: type[R]) -> R:
         return msgspec.convert(given, kind)
     except (msgspec.ValidationError, RecursionError) as error:
         message, _, path = str(error).partition(" - at `$.")
+        if path.endswith("].type`"):
+            message += "; of a message's parts, text alone is read"
         path = path.rstrip("`") or _MISSING.sub(r"\1", message) * bool(_MISSING.match(message))
         raise ApiError(
             400, f"{path}: {message}" if path else message, param=path or None
@@ -296,7 +291,7 @@ def read(body: bytes, kind: type[R]) -> R:
 
 def _token_id(name: str) -> int:
     """A token id that stands as the name of a JSON field."""
-    if not re.fullmatch("[0-9]{1,9}", name):
+    if not re.fullmatch("0|[1-9][0-9]{0,8}", name):  # two names would be one token
         raise ApiError(
             400, f"logit_bias names {name[:40]!r}, which is no token id", param="logit_bias"
         )
@@ -304,9 +299,13 @@ def _token_id(name: str) -> int:
 
 
 def _without_nulls(value: Any, depth: int) -> Any:
-    """The same without what is null in objects, down to the parts of messages."""
+    """The same without the fields that are null. What is no field stays: an item, a bias."""
     if depth and isinstance(value, dict):
-        return {k: _without_nulls(v, depth - 1) for k, v in value.items() if v is not None}
+        return {
+            name: item if name == "logit_bias" else _without_nulls(item, depth - 1)
+            for name, item in value.items()
+            if item is not None
+        }
     if depth and isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return [_without_nulls(item, depth - 1) for item in value]
     return value

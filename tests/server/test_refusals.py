@@ -60,6 +60,11 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
             {"messages": [{"role": "user", "content": [{"type": "audio"}]}]},
             "messages[0].co",
         ),
+        (
+            "chat",
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0]",
+        ),
         ("chat", {"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
         ("chat", {"temperature": -1}, "temperature"),
         ("chat", {"temperature": "hot"}, "temperature"),
@@ -81,7 +86,10 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
         ("chat", {"repetition_penalty": 0}, "repetition_penalty"),
         ("chat", {"logit_bias": {"x": 1}}, "logit_bias"),
         ("chat", {"logit_bias": {"1": 101}}, "logit_bias"),
+        ("chat", {"logit_bias": {"1": None}}, "logit_bias"),
+        ("chat", {"logit_bias": {"01": 1, "1": 2}}, "logit_bias"),
         ("chat", {"logit_bias": {"9999": 1}}, None),  # out of this model's vocabulary
+        ("chat", {"stop_token_ids": [9999]}, None),
         ("chat", {"logprobs": 3}, "logprobs"),
         ("chat", {"top_logprobs": 3}, "top_logprobs"),
         ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
@@ -160,6 +168,7 @@ def test_a_body_that_is_no_request_is_a_400(body: bytes, server: Served) -> None
 def test_other_paths_methods_and_kinds_of_body_have_errors_of_the_same_form(server: Served) -> None:
     asked = [
         (404, httpx.get(f"{server.url}/nothing/here")),
+        (404, httpx.get(f"{server.url}/health/")),
         (405, httpx.get(f"{server.url}/v1/completions")),
         (405, httpx.delete(f"{server.url}/health")),
         (415, httpx.post(f"{server.url}/v1/completions", content=json.dumps(TEXT))),
