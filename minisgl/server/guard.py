@@ -14,6 +14,7 @@ from minisgl.server.options import ServerOptions
 
 _OPEN: Final = "/health"  # who balances load has no key
 _ADMIN: Final = "/admin/"
+_SPARE: Final = 16 << 20  # bytes beyond the bound that are read, to be thrown away
 
 
 class Guard:
@@ -31,13 +32,14 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        body, wrong = b"", self._wrong_key(scope["path"], headers)
         try:
-            self._check_key(scope["path"], headers)
-            body = b""
             if scope["method"] in ("POST", "PUT", "PATCH"):
-                body = await self._body(headers, receive)
-                if body:
-                    _check_kind(headers)
+                body = await self._body(headers, receive, wrong is None)
+            if wrong is not None:
+                raise wrong
+            if body:
+                _check_kind(headers)
         except ApiError as error:
             await refuse(error, send)
             return
@@ -50,38 +52,46 @@ class Guard:
 
         await self._app(scope, rest, send)
 
-    def _check_key(self, path: str, headers: Headers) -> None:
+    def _wrong_key(self, path: str, headers: Headers) -> ApiError | None:
         if path == _OPEN:
-            return
+            return None
         options = self._options
         is_admin = path.startswith(_ADMIN)
         key = options.admin_key if is_admin else options.api_key
         if is_admin and key is None:
-            raise ApiError(403, "/admin is off; start the server with --admin-key")
+            return ApiError(403, "/admin is off; start the server with --admin-key")
         if key is None:
-            return
+            return None
         kind, _, given = headers.get("authorization", "").partition(" ")
-        # the same time for every wrong key
-        same = hmac.compare_digest(given.strip().encode(), key.encode())
+        # bytes as they came, for a key may be in any script; the same time for every wrong one
+        same = hmac.compare_digest(given.strip().encode("latin-1"), key.encode())
         if kind.lower() != "bearer" or not same:
             which = "admin key" if is_admin else "API key"
-            raise ApiError(
+            return ApiError(
                 401,
                 f"this needs the {which}: send it as 'Authorization: Bearer KEY'",
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        return None
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
-        most = self._options.max_body
+    async def _body(self, headers: Headers, receive: Receive, wanted: bool) -> bytes:
+        """The body; b"" if it is not wanted. One that is a little too large is read, too: whoever
+        still sends when the connection is closed may never see why."""
+        most = self._options.max_body if wanted else 0
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length) > most:
-            raise _too_large(most)
-        try:
-            return await asyncio.wait_for(_read(receive, most), self._options.stalled)
-        except asyncio.TimeoutError:
-            seconds = f"{self._options.stalled:g}"
-            raise ApiError(408, f"the body did not arrive within {seconds} s") from None
+        known = int(length) if length.isdecimal() else 0
+        body = None
+        if known <= most or known <= most + _SPARE and "expect" not in headers:
+            try:
+                reading = _read(receive, most, most + _SPARE)
+                body = await asyncio.wait_for(reading, self._options.stalled)
+            except asyncio.TimeoutError:
+                seconds = f"{self._options.stalled:g}"
+                raise ApiError(408, f"the body did not arrive within {seconds} s") from None
+        if body is None and wanted:
+            raise ApiError(413, f"the body is larger than {most} bytes, which --max-body allows")
+        return body or b""
 
 
 async def refuse(error: ApiError, send: Send) -> None:
@@ -94,23 +104,19 @@ async def refuse(error: ApiError, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _read(receive: Receive, most: int) -> bytes:
+async def _read(receive: Receive, most: int, end: int) -> bytes | None:
+    """A body of at most ``most`` bytes; None for a longer one, of which ``end`` bytes are read."""
     parts, size = list[bytes](), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ConnectionAbortedError
         part = message.get("body", b"")
-        parts.append(part)
         size += len(part)
-        if size > most:
-            raise _too_large(most)
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"the body is larger than {most} bytes, which --max-body allows")
+        if size <= most:
+            parts.append(part)
+        if size > end or not message.get("more_body"):
+            return b"".join(parts) if size <= most else None
 
 
 def _check_kind(headers: Headers) -> None:

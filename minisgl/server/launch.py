@@ -24,25 +24,29 @@ from minisgl.config import EngineConfig
 from minisgl.message.records import ToApi
 from minisgl.message.wire import Inbox, Outbox
 from minisgl.server.api import make_api
+from minisgl.server.connection import connection
 from minisgl.server.desk import Desk
 from minisgl.server.detokenize import Detokenize
 from minisgl.server.generate import LOCATED, Generation, Recording
 from minisgl.server.links import Links
 from minisgl.server.options import ServerOptions
-from minisgl.server.stage import FAILED, Stage
+from minisgl.server.stage import Stage
 from minisgl.server.tokenize import Tokenize
 from minisgl.trace.record import Limits
 
 _END: Final = 5.0  # seconds that the other processes get to end after the last request
+_LAST_WORDS: Final = 2.0  # seconds that clients get to read why nothing more comes
 
 
 def serve(model: str, config: EngineConfig, options: ServerOptions) -> int:
     """Serve until SIGTERM or Ctrl-C; returns the exit code.
 
     0: every open request was answered or given up. 1: a process died, after saying which and why.
-    2: it could not start, after saying why. Raises OSError if the address is taken.
+    2: it could not start, after saying why. Raises OSError if the address is
+    taken, or nothing can be recorded where it should be.
     """
-    with _listening(options) as listener, _links() as links, _signals_mean_drain():
+    _check_recording(options)
+    with _listening(options) as listener, _links() as links:
         return asyncio.run(Server(model, config, options, listener, links).run())
 
 
@@ -72,19 +76,22 @@ class Server:
         inbox: Inbox[Any] = Inbox(links.api, ToApi, context)
         self._desk = Desk(outbox.send, self._options.max_waiting)
         app = make_api(self._desk, self._options, self._name)
-        self._http = uvicorn.Server(
+        self._http = _Http(
             uvicorn.Config(
                 app,
+                http=connection(self._options.stalled),
+                ws="none",
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
-                timeout_graceful_shutdown=int(self._options.drain) or 1,
                 timeout_keep_alive=30,
                 server_header=False,
             )
         )
-        work = (self._deliver(inbox), self._start(), self._end_views())
+        work = (self._deliver(inbox), self._start())
         tasks = [asyncio.ensure_future(each) for each in work]
+        for number in (signal.SIGTERM, signal.SIGINT):  # until all is ended
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled)
         try:
             await self._http.serve([self._listener])
         finally:
@@ -144,9 +151,6 @@ class Server:
             for report in stage.read():
                 if report.startswith(LOCATED):
                     return Path(report.removeprefix(LOCATED))
-                if report.startswith(FAILED):
-                    self._go_down(report.removeprefix(FAILED), 2)
-                    return None
             await asyncio.sleep(0.02)
         return None
 
@@ -155,17 +159,18 @@ class Server:
         if self._ending:
             return
         stage.process.join(1.0)
-        is_up = self._desk.ready is not None
-        code = 1 if is_up or stage.process.exitcode != 2 else 2
-        self._go_down(stage.death(), code)
+        why = stage.failure()
+        if why and stage.process.exitcode == 2 and self._desk.ready is None:
+            self._go_down(why, 2)  # it could not be started as asked
+        else:
+            self._go_down(stage.death() + (f": {why}" if why else ""), 1)
 
     def _go_down(self, reason: str, code: int) -> None:
         if self._died is not None:
             return
         self._died, self._code = reason, code
         print(f"minisgl: {reason}", file=sys.stderr, flush=True)
-        self._desk.fail(reason.splitlines()[0])
-        self._http.should_exit = True
+        self._end_all(reason.splitlines()[0], 0.0)
 
     async def _deliver(self, inbox: Inbox[Any]) -> None:
         arrived: zmq.asyncio.Socket = zmq.asyncio.Socket.from_socket(inbox.socket)
@@ -173,11 +178,18 @@ class Server:
             frames = await arrived.recv_multipart()
             self._desk.take(inbox.read(frames))
 
-    async def _end_views(self) -> None:
-        """Once the server is to end, those who only watch are not waited for."""
-        while not self._http.should_exit:
-            await asyncio.sleep(0.1)
-        self._desk.end_views("the server ends")
+    def _signalled(self) -> None:
+        """The first signal lets open requests end while they may, a second one does not."""
+        again = self._http.should_exit
+        self._end_all("the server ends", 0.0 if again else self._options.drain)
+
+    def _end_all(self, reason: str, patience: float) -> None:
+        """Take nothing new; tell what is open after so long that it ends; then hang up."""
+        self._http.should_exit = True
+        self._desk.end_views(reason)
+        loop = asyncio.get_running_loop()
+        loop.call_later(patience, self._desk.fail, reason)
+        loop.call_later(patience + _LAST_WORDS, self._http.hang_up)
 
     def _end(self) -> None:
         loop = asyncio.get_running_loop()
@@ -186,7 +198,32 @@ class Server:
         if self._died is None and self._stages:
             self._desk.stop()
         for stage in self._stages:
-            stage.end(_END if self._died is None else 0.0)
+            stage.end(_END if self._died is None and self._desk.ready else 0.0)
+
+
+class _Http(uvicorn.Server):
+    """uvicorn's, which leaves signals alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """They are heard by ``Server``."""
+        yield
+
+    def hang_up(self) -> None:
+        """Cut off whoever is still connected."""
+        for connected in list(self.server_state.connections):
+            connected.transport.abort()
+
+
+def _check_recording(options: ServerOptions) -> None:
+    """Raise OSError, naming the file, if no file can be made where --record says."""
+    if options.record_to is None:
+        return
+    path = Path(options.record_to).absolute()
+    if path.is_dir():
+        raise IsADirectoryError(f"--record needs a file, {path} is a folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(f"--record cannot make {path}: no folder {path.parent} to write in")
 
 
 @contextlib.contextmanager
@@ -199,22 +236,10 @@ def _listening(options: ServerOptions) -> Iterator[socket.socket]:
             listener.bind((options.host, options.port))
         except OSError as error:
             raise OSError(
-                f"cannot listen at {options.host}:{options.port}: {os.strerror(error.errno or 0)}; "
+                f"cannot listen at {options.host}:{options.port}: {error.strerror or error}; "
                 f"choose another --port, or 0 for a free one"
             ) from error
         yield listener
-
-
-@contextlib.contextmanager
-def _signals_mean_drain() -> Iterator[None]:
-    """uvicorn drains at a signal and raises it again afterwards; then it means nothing more."""
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, lambda *_: None) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any, Final
 
 LOOPBACK: Final = "127.0.0.1"
+_LEAST: Final = {"port": 0, "drain": 0.0, "keep_alive": 0.001, "stalled": 0.001}  # of others: 1
 
 
 def _option(default: Any, doc: str, metavar: str = "N", flag: str | None = None) -> Any:
@@ -45,7 +46,7 @@ class ServerOptions:
         for option in fields(self):
             value = getattr(self, option.name)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                least = 0 if option.name == "port" else 1 if isinstance(option.default, int) else 0
+                least = _LEAST.get(option.name, 1)
                 if not least <= value < 2**53:
                     raise ValueError(f"{option.name} must be at least {least}, got {value}")
         if self.port > 65535:

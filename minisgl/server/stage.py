@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
@@ -36,7 +37,8 @@ class Stage:
         """work: a function of a module, or an instance of a class of one, for it must travel."""
         context = get_context("spawn")
         self.name = name
-        self.reports, theirs = context.Pipe(duplex=False)
+        self._told: list[str] = []
+        self._reports, theirs = context.Pipe(duplex=False)
         self.process: BaseProcess = context.Process(
             target=_run, args=(work, links, theirs), name=f"minisgl-{name}"
         )
@@ -49,22 +51,24 @@ class Stage:
         return self.process.sentinel
 
     def death(self) -> str:
-        """How it ended, in words, with the reason that it reported."""
+        """How it ended, in words."""
         code = self.process.exitcode
         how = f"exit code {code}"
         if code is not None and code < 0:
             how = f"ended by {signal.Signals(-code).name}"
-        last = [report for report in self.read() if report.startswith(FAILED)]
-        why = f": {last[-1].removeprefix(FAILED)}" if last else ""
-        return f"the {self.name} process (pid {self.process.pid}) died, {how}{why}"
+        return f"the {self.name} process (pid {self.process.pid}) died, {how}"
+
+    def failure(self) -> str | None:
+        """What it reported as the reason of its end."""
+        failed = [report for report in self.read() if report.startswith(FAILED)]
+        return failed[-1].removeprefix(FAILED) if failed else None
 
     def read(self) -> list[str]:
-        """What it reported since it was asked last."""
-        reports = []
+        """What it has reported so far."""
         with contextlib.suppress(EOFError, OSError):
-            while self.reports.poll():
-                reports.append(self.reports.recv_bytes().decode(errors="replace"))
-        return reports
+            while self._reports.poll():
+                self._told.append(self._reports.recv_bytes().decode(errors="replace"))
+        return self._told
 
     def end(self, patience: float) -> None:
         """Wait for its end so long; then end it."""
@@ -72,7 +76,7 @@ class Stage:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.reports.close()
+        self._reports.close()
 
 
 def _run(work: Work, links: Links, reports: Connection) -> None:
@@ -80,6 +84,7 @@ def _run(work: Work, links: Links, reports: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(format="minisgl: %(message)s", level=logging.WARNING)
+    warnings.showwarning = _warn
     Thread(target=_end_with_parent, args=(links,), daemon=True).start()
 
     def report(text: str) -> None:
@@ -94,6 +99,17 @@ def _run(work: Work, links: Links, reports: Connection) -> None:
     except Exception as error:
         report(f"{FAILED}{type(error).__name__}: {error}\n{traceback.format_exc()}")
         sys.exit(1)
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: object = None,
+) -> None:
+    logging.getLogger("minisgl").warning(message)  # one line, without the code that warned
 
 
 def _end_with_parent(links: Links) -> None:

@@ -127,7 +127,7 @@ def test_a_recording_replays_to_the_same_plans_and_tokens(
 
 
 @pytest.mark.parametrize(
-    "given", ["", "open", "Bearer", "Bearer nope", "Basic open", "Bearer öpen"]
+    "given", ["", "open", "Bearer", "Bearer nope", "Basic open", "Bearer ключ", "Bearer \xff"]
 )
 def test_without_the_key_only_health_answers(given: str, small: Served) -> None:
     headers = {b"authorization": given.encode()} if given else {}
@@ -159,6 +159,17 @@ def test_a_body_beyond_the_bound_is_refused_whether_or_not_it_says_its_length(
     for content in (body, iter([body[:3000], body[3000:]])):
         answer = api.post("/v1/completions", content=content, headers=headers)
         assert answer.status_code == 413 and "5000 bytes" in error_of(answer)["message"]
+
+
+def test_who_sends_much_too_much_is_told_so_while_he_sends(small: Served) -> None:
+    for key, status in (("open", 413), ("wrong", 401)):
+        with socket.create_connection(("127.0.0.1", small.port), timeout=30) as made:
+            asked = head(8 << 20).replace(b"Bearer open", b"Bearer " + key.encode())
+            made.sendall(asked + b" " * (8 << 20))
+            assert read_all(made).startswith(b"HTTP/1.1 %d " % status)
+        with socket.create_connection(("127.0.0.1", small.port), timeout=30) as made:
+            made.sendall(head(1 << 40).replace(b"Bearer open", b"Bearer " + key.encode()))
+            assert read_all(made).startswith(b"HTTP/1.1 %d " % status)
 
 
 def test_what_would_wait_beyond_the_bound_is_refused_with_retry_after(
@@ -237,6 +248,42 @@ def test_a_body_that_does_not_come_is_given_up(small: Served) -> None:
     with socket.create_connection(("127.0.0.1", small.port), timeout=30) as slow:
         slow.sendall(head(100) + b"{")
         assert b"408 " in read_all(slow)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"", 408),
+        (b"GET /health HTTP/1.1\r\nhost:", 408),
+        (b"GET /health HTTP/1.1\r\nx: " + b"a" * 70_000, 431),
+        (b"GET /" + b"a" * 70_000, 431),
+        (b"GET /health HTTP/1.1\r\n" + b"x: y\r\n" * 20_000, 431),
+        (b"nonsense\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01", 400),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_head_that_is_slow_long_or_none_is_refused_in_openais_form(
+    sent: bytes, status: int, small: Served
+) -> None:
+    with socket.create_connection(("127.0.0.1", small.port), timeout=30) as made:
+        made.sendall(sent)
+        got = read_all(made)
+    assert got.startswith(b"HTTP/1.1 %d " % status)
+    error_of(httpx.Response(status, content=got.partition(b"\r\n\r\n")[2]))
+
+
+def test_a_connection_may_ask_again_after_a_while(small: Served) -> None:
+    ask = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", small.port), timeout=30) as made:
+        for pause in (3.0, 0.0):  # a head may take two seconds; there is none meanwhile
+            made.sendall(ask)
+            got = b""
+            while not got.endswith(b"}"):
+                assert (part := made.recv(1 << 16)), got
+                got += part
+            assert b"200 OK" in got
+            time.sleep(pause)
 
 
 def test_a_stream_that_waits_shows_that_it_lives(paused: httpx.Client, small: Served) -> None:

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 import zmq
 
+from tests.executor.processes import children_of, wait_until_ended
 from tests.server.served import Served
 from tests.server.test_bounds import connect, read_all
 
@@ -30,9 +31,10 @@ STAGES = ("engine", "tokenizer", "detokenizer")
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Served]]:
     """One to be killed for each process, all started at once."""
-    started = {name: Served() for name in (*STAGES, "api", "drain")}
+    started = {name: Served() for name in (*STAGES, "api", "drain", "twice")}
+    started["late"] = Served("--drain", "0.5")
     try:
-        with ThreadPoolExecutor(5) as pool:
+        with ThreadPoolExecutor(len(started)) as pool:
             list(pool.map(Served.wait_ready, started.values()))
         yield started
     finally:
@@ -82,6 +84,28 @@ def test_a_signal_lets_open_requests_end_and_no_new_one_begin(servers: dict[str,
     assert b"[DONE]" in streamed and b'"finish_reason":"length"' in streamed
     assert json.loads(whole.partition(b"\r\n\r\n")[2])["usage"]["completion_tokens"] == 1500
     assert served.ended() == 0 and served.err == []
+
+
+@pytest.mark.parametrize(("name", "signals"), [("late", 1), ("twice", 2)])
+def test_after_the_time_to_drain_or_a_second_signal_all_are_told_that_the_server_ends(
+    name: str, signals: int, servers: dict[str, Served]
+) -> None:
+    """Those who do not read, or send half of a request, are cut off."""
+    served = servers[name]
+    open_ones = [connect(served, {**LONG, "stream": stream, "n": 8}) for stream in (True, False)]
+    open_ones[0].recv(1)
+    deaf = connect(served, {**STREAM, "n": 16, "logprobs": 20})
+    half = socket.create_connection(("127.0.0.1", served.port))
+    half.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{")
+    for _ in range(signals):
+        served.process.send_signal(signal.SIGTERM)
+        until_refused(served.port)  # or two signals may become one
+    streamed, whole = map(read_all, open_ones)
+    assert b'"message":"the server ends"' in streamed and b"[DONE]" in streamed
+    assert b"503 Service Unavailable" in whole and b'"message":"the server ends"' in whole
+    assert served.ended() == 0 and served.err == []
+    deaf.close()
+    half.close()
 
 
 def until_refused(port: int) -> None:
@@ -149,6 +173,49 @@ def test_a_port_that_is_taken_is_told_at_once(server: Served) -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert run.returncode == 2 and run.stdout == ""
     assert f"cannot listen at 127.0.0.1:{server.port}: Address already in use" in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--record", "/no/such/folder/x"], "--record cannot make /no/such/folder/x: no folder"),
+        (["--record", "/"], "--record needs a file, / is a folder"),
+        (["--host", "nowhere.invalid"], "cannot listen at nowhere.invalid:0: "),
+        (["--keep-alive", "0"], "keep_alive must be at least 0.001, got 0.0"),
+        (["--tp", "3"], "tp=3 was asked; the model's 4 attention heads"),
+        (["--model", "/nowhere"], "'/nowhere' is no folder here"),
+    ],
+)
+def test_what_cannot_be_served_as_asked_is_told_in_one_line(options: list[str], says: str) -> None:
+    command = [sys.executable, "-m", "minisgl", "--port", "0", *options]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith(f"minisgl: {says}") and run.stderr.count("\n") == 1
+
+
+def test_a_signal_while_loading_ends_it_at_once() -> None:
+    served = Served()
+    while not served.children():  # the engine's process; it needs seconds to load
+        assert served.process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert served.end() == 0 and served.said == ""
+    assert time.monotonic() - began < 5
+
+
+def test_a_lost_rank_ends_the_server_with_its_reason() -> None:
+    served = Served("--tp", "2")
+    served.wait_ready()
+    ranks = children_of(served.pids["engine"])
+    with connect(served, STREAM) as open_one:
+        open_one.recv(1)
+        os.kill(max(ranks), signal.SIGKILL)
+        streamed = read_all(open_one)
+    assert b'"error"' in streamed and b"was killed by SIGKILL" in streamed
+    assert served.ended() == 1
+    assert "the engine process" in served.said and "was killed by SIGKILL" in served.said
+    wait_until_ended(ranks)
 
 
 @pytest.mark.slow
