@@ -49,7 +49,7 @@ def make_api(desk: Desk, options: ServerOptions, model: str) -> FastAPI:
     """The application. model: what clients call the model."""
     app = Api(title="minisgl", docs_url=None, redoc_url=None, redirect_slashes=False)
     created, mark = int(time.time()), secrets.token_hex(4)
-    metrics = Metrics(desk)
+    metrics = Metrics(desk, model)
     patience = Patience(options.keep_alive, options.stalled)
 
     def check_model(name: str | None) -> None:

@@ -398,7 +398,7 @@ def test_metrics_count_what_was_served(server: Served, client: openai.OpenAI) ->
     def read() -> dict[str, float]:
         lines = httpx.get(f"{server.url}/metrics").text.splitlines()
         pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
-        return {name: float(value) for name, _, value in pairs}
+        return {name.replace('{model_name="tiny"}', ""): float(value) for name, _, value in pairs}
 
     before = read()
     client.completions.create(model="tiny", prompt=[5] * 40, max_tokens=7, temperature=0)
@@ -413,6 +413,11 @@ def test_metrics_count_what_was_served(server: Served, client: openai.OpenAI) ->
     assert 2 <= gained("minisgl:generation_tokens_total") <= 14
     assert gained("minisgl:time_to_first_token_seconds_count") == 2
     assert gained("minisgl:e2e_request_latency_seconds_count") == 2
+    assert gained("minisgl:request_prompt_tokens_sum") == 80
+    assert gained("minisgl:request_generation_tokens_sum") == gained(
+        "minisgl:generation_tokens_total"
+    )
+    assert after["minisgl:num_preemptions_total"] == 0 <= after["minisgl:kv_cache_usage_perc"] < 1
     assert after["minisgl:num_requests_running"] == after["minisgl:num_requests_waiting"] == 0
     assert after["minisgl:num_requests_open"] == 0
     assert 0 < after["minisgl:time_to_first_token_seconds_sum"] < math.inf

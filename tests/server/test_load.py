@@ -71,7 +71,7 @@ def load(offline: LLM, warm: float, seconds: float) -> None:
 
 def open_requests(served: Served) -> float:
     lines = httpx.get(f"{served.url}/metrics").text.splitlines()
-    names = ("minisgl:num_requests_open ", "minisgl:num_requests_running ")
+    names = ("minisgl:num_requests_open{", "minisgl:num_requests_running{")
     return sum(float(line.split()[1]) for line in lines if line.startswith(names))
 
 
