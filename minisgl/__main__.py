@@ -122,6 +122,13 @@ def parser() -> argparse.ArgumentParser:
         help="cpu, large, host, toggles, inspector, gpu, awq, serving (all)",
     )
     bench.add_argument("--quick", action="store_true", help="fewer rounds and sizes")
+    bench.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        metavar="COMMAND",
+        help="serving beside this server alone: words with {port} and {model} in them; repeatable",
+    )
     bench.add_argument("--json", metavar="FILE", help="write the results there, too")
     timelines = "instead: run CUDA graphs and overlap on and off, write their timelines there"
     bench.add_argument("--timeline", type=Path, metavar="FILE", help=timelines)
@@ -229,7 +236,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for line in timeline.record(arguments.timeline):
                     print(line, flush=True)
                 return 0
-            for line in report.run(tuple(arguments.parts), arguments.quick, arguments.json):
+            for line in report.run(
+                tuple(arguments.parts), arguments.quick, arguments.json, arguments.server
+            ):
                 print(line, flush=True)
             return 0
         from minisgl import demo  # torch takes seconds to import; --help should not

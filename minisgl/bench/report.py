@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -28,19 +28,28 @@ Line = dict[str, Any]
 _LARGE_BYTES: Final = 10 << 30  # disk and memory that (d) takes
 
 
-def run(parts: tuple[str, ...], quick: bool = False, to: str | None = None) -> Iterator[str]:
+def run(
+    parts: tuple[str, ...],
+    quick: bool = False,
+    to: str | None = None,
+    others: Sequence[str] = (),
+) -> Iterator[str]:
     """Measure these of ``PARTS`` and say what came out, line by line. to: also as JSON, there.
 
-    parts: none means all. Raises ValueError for one that there is not.
+    parts: none means all. others: servers that serving is measured beside, instead of its peers.
+    Raises ValueError for a part that there is not, or for servers without serving.
     """
     if wrong := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"no such part: {', '.join(wrong)}; there are {', '.join(PARTS)}")
+    if others and "serving" not in (parts := parts or ("serving",)):
+        raise ValueError("--server is for the part serving")
     lines: list[Line] = []
     about = machine_line()
     yield about
     for part in parts or PARTS:
         yield f"\n{part}"
-        for line in PARTS[part](quick):
+        measure = partial(serving, others=others) if part == "serving" else PARTS[part]
+        for line in measure(quick):
             lines.append({"part": part} | line)
             yield _text(line)
     if to is not None:

@@ -11,12 +11,15 @@ import asyncio
 import importlib.util
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter, process_time, sleep
@@ -31,6 +34,7 @@ from minisgl.tiny.words import ANIMALS, NAMES
 
 _TOKENS: Final = 64  # of each answer: the stories are longer
 _PATIENCE: Final = 180.0  # seconds for a server to start
+_TEXT: Final = re.compile(rb'"content": ?"[^"]')  # in a chunk, the first of which may have none
 
 Line = dict[str, Any]
 Chat = list[dict[str, str]]
@@ -52,28 +56,30 @@ class Took(NamedTuple):
 
 
 class Server:
-    """A command that serves OpenAI's API at a port, in processes of its own. Use with ``with``.
+    """A command that serves OpenAI's API in processes of its own, at ``port``. Use with ``with``.
 
-    name: the model's, as its clients say it.
+    name: the model's, as its clients say it; None: as the server does.
+    Raises RuntimeError if nothing answers there in time.
     """
 
-    def __init__(self, name: str, *command: str) -> None:
-        self.name, self.port = name, _free_port()
+    def __init__(self, command: Sequence[str], port: int, name: str | None = None) -> None:
+        self.port = port
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [*command, "--port", str(self.port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         )
-        self._wait()
+        models = self._models()
+        self.name = str(models[0]["id"]) if name is None else name
 
-    def _wait(self) -> None:
+    def _models(self) -> list[dict[str, Any]]:
+        """What is served, once it is."""
         end = monotonic() + _PATIENCE
         while monotonic() < end and self._process.poll() is None:
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5)
-                return
+                url = f"http://127.0.0.1:{self.port}/v1/models"
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    models: list[dict[str, Any]] = json.load(answer)["data"]
+                    return models
             except OSError:  # not there yet, or a 503
                 sleep(0.1)
         self._process.kill()
@@ -98,16 +104,26 @@ class Server:
 
 def ours() -> Server:
     """``minisgl serve`` with one thread."""
-    return Server("tiny", sys.executable, "-m", "minisgl", "serve", "--threads", "1")
+    return other(f"{sys.executable} -m minisgl serve --port {{port}} --threads 1")
 
 
 def theirs(batching: bool) -> Server:
     """``transformers serve`` with one thread. batching: with its continuous batching."""
-    folder = str(locate("tiny"))
     flag = "--continuous-batching" if batching else "--no-continuous-batching"
     command = str(Path(sys.executable).parent / "transformers")
-    words = ("serve", "--device", "cpu", "--dtype", "float32", flag, folder)
-    return Server(folder, command, *words)
+    words = f"{command} serve --port {{port}} --device cpu --dtype float32 {flag} {{model}}"
+    return other(words, str(locate("tiny")))
+
+
+def other(command: str, name: str | None = None) -> Server:
+    """Any server. command: its words, with {port} where it is to listen and {model} for the folder
+    of the embedded model. Raises ValueError for one without a {port}.
+    """
+    if "{port}" not in command:
+        raise ValueError(f"a server's command says {{port}} where it listens; got {command!r}")
+    port, folder = _free_port(), str(locate("tiny"))
+    words = [word.replace("{port}", str(port)) for word in shlex.split(command)]
+    return Server([word.replace("{model}", folder) for word in words], port, name)
 
 
 def chats(count: int) -> list[Chat]:
@@ -140,12 +156,19 @@ def offline(llm: LLM, asked: Sequence[Chat]) -> Took:
     return Took(perf_counter() - begun, (), tokens, process_time() - cpu)
 
 
-def serving(quick: bool) -> Iterator[Line]:
+def serving(quick: bool, others: Sequence[str] = ()) -> Iterator[Line]:
     """Throughput of 256 requests at once, served and not, and what the processes add to one
     request's first text; then beside ``transformers serve``, where that is installed.
 
-    Each round begins with prompts that no cache knows.
+    others: commands of further servers to be beside; see ``other``. With some, nothing else is
+    measured. Each round begins with prompts that no cache knows.
     """
+    for command in others:
+        yield from _beside(
+            Path(shlex.split(command)[0]).name, partial(other, command), *_sizes(quick)
+        )
+    if others:
+        return
     count, rounds = (64, 2) if quick else (256, 3)
     parts = _parts(count, rounds * 3)
     ways: dict[str, list[Took]] = {"generate": [], "server": [], "server, streamed": []}
@@ -163,22 +186,31 @@ def serving(quick: bool) -> Iterator[Line]:
     if missing:
         yield {"note": f"transformers serve needs {', '.join(missing)}"}
         return
-    count, rounds = (8, 1) if quick else (64, 3)
     for batching in (False, True):
         name = f"transformers serve{', continuous batching' if batching else ''}"
-        beside: dict[str, list[Took]] = {"minisgl serve": [], name: []}
-        parts = _parts(count, rounds)
-        with ours() as server, theirs(batching) as peer:
-            for side in (server, peer):
-                served(side, chats(4), True)
-            for _ in range(rounds):
-                part = next(parts)
-                beside["minisgl serve"].append(served(server, part, True))
-                beside[name].append(served(peer, part, True))
-        yield from _lines(beside, count, "minisgl serve")
+        yield from _beside(name, partial(theirs, batching), *_sizes(quick))
 
 
 # ---- inside --------------------------------------------------------------------------------------
+
+
+def _sizes(quick: bool) -> tuple[int, int]:
+    """Requests at once beside a peer, and rounds."""
+    return (8, 1) if quick else (64, 3)
+
+
+def _beside(name: str, peer: Callable[[], Server], count: int, rounds: int) -> Iterator[Line]:
+    """The same requests to both servers, in turn."""
+    beside: dict[str, list[Took]] = {"minisgl serve": [], name: []}
+    parts = _parts(count, rounds)
+    with ours() as mine, peer() as its:
+        for server in (mine, its):
+            served(server, chats(4), True)
+        for _ in range(rounds):
+            part = next(parts)
+            beside["minisgl serve"].append(served(mine, part, True))
+            beside[name].append(served(its, part, True))
+    yield from _lines(beside, count, "minisgl serve")
 
 
 def _parts(count: int, parts: int) -> Iterator[list[Chat]]:
@@ -244,7 +276,7 @@ async def _ask(server: Server, chat: Chat, streamed: bool) -> float:
         raise RuntimeError(f"{status!r}: {await reader.read()!r}")
     while line := await reader.readline():
         told = line if b"{" in line else told
-        if streamed and not first and b'"content":"' in line and b'"content":""' not in line:
+        if streamed and not first and _TEXT.search(line):
             first = perf_counter() - begun
     writer.close()
     if not streamed and json.loads(told)["usage"]["completion_tokens"] != _TOKENS:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from time import sleep
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from minisgl.bench import serving
+from minisgl.bench import report, serving
 from minisgl.llm import LLM
 
 
@@ -20,6 +22,12 @@ class Answering(BaseHTTPRequestHandler):
     """Answers late, in OpenAI's form."""
 
     tokens = 64
+
+    def do_GET(self) -> None:
+        assert self.path == "/v1/models"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data": [{"id": "fake"}]}')
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -80,3 +88,34 @@ def test_ratios_are_of_runs_of_the_same_round(fake: Any) -> None:
 def test_offline_makes_as_many_tokens() -> None:
     with LLM("tiny", threads=1) as llm:
         assert serving.offline(llm, serving.chats(4)).tokens == 4 * 64
+
+
+FAKE = """
+import sys
+from http.server import ThreadingHTTPServer
+from tests.bench.test_serving import Answering
+assert sys.argv[2].endswith("model") and sys.argv[3] == "two words"
+ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Answering).serve_forever()
+"""
+
+
+def test_any_server_may_be_measured_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "fake.py"
+    script.write_text(FAKE)
+    command = f"{sys.executable} {script} {{port}} {{model}} 'two words'"
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    with serving.other(command) as made:
+        assert made.name == "fake"
+        took = serving.served(made, serving.chats(2), streamed=True)
+        assert took.tokens == 128 and all(took.first) and made.cpu() > 0
+    with serving.other(command, "said") as made:
+        assert made.name == "said"
+
+
+def test_a_command_without_a_port_or_that_ends_is_an_error() -> None:
+    with pytest.raises(ValueError, match="says {port} where it listens"):
+        serving.other("vllm serve")
+    with pytest.raises(RuntimeError, match="the server did not start"):
+        serving.other(f"{sys.executable} -c pass {{port}}")
+    with pytest.raises(ValueError, match="--server is for the part serving"):
+        list(report.run(("host",), others=["x {port}"]))
