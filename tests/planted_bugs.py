@@ -36,6 +36,7 @@ RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 RANKS = "minisgl/executor/ranks.py"
 PROFILER, PROFILED = "minisgl/executor/profiler.py", ("tests/executor/test_profiler.py",)
 TP = ("tests/executor/test_tp_runner.py",)
+BOUNDS, FAULTS = "tests/server/test_bounds.py", "tests/server/test_faults.py"
 
 BUGS = [
     Bug(
@@ -1024,6 +1025,37 @@ BUGS += [
         "next((i for i, (_, until) in enumerate(taken) if until <= span.start), len(taken))",
         "0 if taken else len(taken)",
         ("tests/trace/test_profile.py",),
+    ),
+    Bug(
+        "a head of any length is read",
+        "minisgl/server/connection.py",
+        "self._size > _MOST and",
+        "self._size < 0 and",
+        (f"{BOUNDS}::test_a_head_that_is_slow_long_or_none_is_refused_in_openais_form",),
+    ),
+    Bug(
+        "who sends too much never sees why",
+        "minisgl/server/guard.py",
+        "most, most + _SPARE)",
+        "most, most)",
+        (f"{BOUNDS}::test_who_sends_much_too_much_is_told_so_while_he_sends",),
+    ),
+    Bug(
+        "a second signal means nothing",
+        "minisgl/server/launch.py",
+        "0.0 if again else self._options.drain",
+        "self._options.drain",
+        (
+            f"{FAULTS}::test_after_the_time_to_drain_or_a_second_signal_all_are_told"
+            "_that_the_server_ends",
+        ),
+    ),
+    Bug(
+        "a bias of null is no bias",
+        "minisgl/server/fields.py",
+        'if name == "logit_bias" else',
+        'if name == "" else',
+        ("tests/server/test_refusals.py::test_a_wrong_field_is_a_400_that_names_it",),
     ),
 ]
 

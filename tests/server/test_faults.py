@@ -31,8 +31,8 @@ STAGES = ("engine", "tokenizer", "detokenizer")
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Served]]:
     """One to be killed for each process, all started at once."""
-    started = {name: Served() for name in (*STAGES, "api", "drain", "twice")}
-    started["late"] = Served("--drain", "0.5")
+    started = {name: Served() for name in (*STAGES, "api", "drain")}
+    started |= {"late": Served("--drain", "0.5"), "twice": Served("--drain", "600")}
     try:
         with ThreadPoolExecutor(len(started)) as pool:
             list(pool.map(Served.wait_ready, started.values()))
