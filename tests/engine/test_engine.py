@@ -261,11 +261,14 @@ def test_an_emptied_cache_is_recorded_and_a_replay_empties_it_too(page_size: int
     assert engine.requests[again.rid].output == first.output and right(engine.requests[again.rid])
 
 
-def test_a_bias_of_a_token_that_is_none_is_refused() -> None:
-    engine = hash_engine()
-    says = "logit_bias names token 13, which is out of the vocabulary of 13 ids"
+@pytest.mark.parametrize(
+    "given", [{"logit_bias": {3: 1.0, VOCAB: 1.0}}, {"stop_token_ids": [VOCAB, 3]}]
+)
+def test_a_bias_or_a_stop_of_a_token_that_is_none_is_refused(given: dict[str, Any]) -> None:
+    engine, (name,) = hash_engine(), given
+    says = f"{name} has token 13, which is out of the vocabulary of 13 ids"
     with pytest.raises(ValueError, match=says):
-        engine.add([1, 2], SamplingParams(logit_bias={3: 1.0, VOCAB: 1.0}))
+        engine.add([1, 2], SamplingParams(**given))
     assert not engine.requests
 
 
