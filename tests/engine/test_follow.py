@@ -17,13 +17,13 @@ def driven(options: Options, workload: Workload, data: st.DataObject) -> Engine:
     engine = hash_engine(**options)
     todo, added = list(workload), 0
     while todo or engine.busy:
-        if data.draw(st.booleans(), "add") and todo:
+        # one that has nothing to do stays as it is until something arrives: that is not drawn out
+        if todo and (not engine.busy or data.draw(st.booleans(), "add")):
             engine.add(*todo.pop())
             added += 1
         if added and data.draw(st.integers(0, 9)) == 0:
             engine.abort(data.draw(st.integers(0, added - 1)))
-        if engine.step() is None and not todo:
-            break
+        engine.step()
     engine.run()
     return engine
 
