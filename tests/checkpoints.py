@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from minisgl.tiny.evaluate import cache_of
+
 VOCAB = 101
 CONTEXT = 256
 _SHAPE: dict[str, Any] = {
@@ -56,13 +58,13 @@ def greedy(folder: Path, prompts: list[list[int]], n: int) -> list[tuple[int, ..
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    out = []
+    name, out = cache_of(model), []
     for prompt in prompts:
         ids, cache, said = torch.tensor([prompt]), None, list[int]()
         for _ in range(n):
             with torch.inference_mode():
-                result = model(ids, past_key_values=cache, use_cache=True)
-            cache = result.past_key_values
+                result = model(ids, use_cache=True, **{name: cache})
+            cache = getattr(result, name)
             said.append(int(result.logits[0, -1].argmax()))
             ids = torch.tensor([[said[-1]]])
         out.append(tuple(said))

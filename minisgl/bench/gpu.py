@@ -28,6 +28,7 @@ from minisgl.bench.work import LARGE, Asked, Work, equal
 from minisgl.build import load
 from minisgl.core import SamplingParams, StepRecord
 from minisgl.engine.engine import Engine
+from minisgl.tiny.evaluate import cache_of
 
 Line = dict[str, Any]
 SHAPES: Final[dict[str, dict[str, Any]]] = {
@@ -357,7 +358,7 @@ def transformers_steps(folder: Path, sizes: Sequence[int], steps: int = 24) -> I
     from transformers import AutoModelForCausalLM
 
     made: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model = made.to("cuda").eval()
+    model, name = made.to("cuda").eval(), cache_of(made)
     for rows in sizes:
         work = equal(rows, rows, _CONTEXT, steps, 10_000)
         ids = torch.tensor([asked.prompt for asked in work.requests], device="cuda")
@@ -368,7 +369,7 @@ def transformers_steps(folder: Path, sizes: Sequence[int], steps: int = 24) -> I
                 torch.cuda.synchronize()
                 start = perf_counter()
                 token = said.logits[:, -1].argmax(-1, keepdim=True)
-                said = model(token, past_key_values=said.past_key_values, use_cache=True)
+                said = model(token, use_cache=True, **{name: getattr(said, name)})
                 torch.cuda.synchronize()
                 times.append(perf_counter() - start)
         yield {"side": "transformers", "batch": rows, "ms per step": median(times[4:]) * 1e3}

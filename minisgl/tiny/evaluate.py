@@ -9,6 +9,7 @@ transformers' Qwen3ForCausalLM, float32 unless said.
 
 import argparse
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -102,6 +103,13 @@ def prompts(tokenizer: Any, skill: str, n: int, seed: int = 1) -> list[Prompt]:
     ]
 
 
+def cache_of(model: Any) -> str:
+    """What a model of transformers calls its cache: an argument of its call and a field of what
+    that returns. It has another name from 5.24 on."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
+
+
 @torch.inference_mode()
 def greedy(model: Any, ids: Sequence[list[int]], ends: set[int], limit: int) -> list[Written]:
     """Greedy continuation of each prompt, at most `limit` tokens."""
@@ -123,16 +131,16 @@ def _greedy_batch(
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in ids], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    cache, live = None, set(range(len(ids)))
+    name, cache, live = cache_of(model), None, set(range(len(ids)))
     for _ in range(limit):
         result = model(
             tokens,
             attention_mask=mask,
             position_ids=position,
-            past_key_values=cache,
             logits_to_keep=1,
+            **{name: cache},
         )
-        cache = result.past_key_values
+        cache = getattr(result, name)
         top = result.logits[:, -1].float().topk(2)
         gap = (top.values[:, 0] - top.values[:, 1]).tolist()
         best = top.indices[:, 0]
