@@ -24,6 +24,12 @@ from tests.kernel.agreement import pytest_generate_tests as pytest_generate_test
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    made: Kernels = registry.find("kernels", "cuda")()
+    return made
+
+
 class TestOnAGpu(KernelsAgree):
     """The kernels as they are launched."""
 
@@ -35,11 +41,6 @@ class TestOnAGpu(KernelsAgree):
         "shape": [(1024, 2048), (4096, 1024), (151_936, 1024), (5, 8), (2561, 264)],
         "inner": [8, 3072, 17408],
     }
-
-    @pytest.fixture(scope="class")
-    def kernels(self) -> Kernels:
-        made: Kernels = registry.find("kernels", "cuda")()
-        return made
 
 
 def normal(*shape: int) -> Tensor:

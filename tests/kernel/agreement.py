@@ -27,7 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class KernelsAgree:
-    """Each kernel with its plain twin. A derived class has a fixture ``kernels``."""
+    """Each kernel with its plain twin. Its module has a fixture ``kernels``."""
 
     device: ClassVar[str]
     values: ClassVar[dict[str, list[Any]]]

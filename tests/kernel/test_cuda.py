@@ -14,6 +14,11 @@ from tests.kernel.agreement import DTYPES, KernelsAgree
 from tests.kernel.agreement import pytest_generate_tests as pytest_generate_tests
 
 
+@pytest.fixture(scope="module")
+def kernels(emulated: Callable[[str], Any]) -> Kernels:
+    return CudaKernels(emulated("cuda.cu"))
+
+
 class TestEmulated(KernelsAgree):
     """Few and small ones: a thread takes a microsecond for what a GPU does in a nanosecond."""
 
@@ -25,10 +30,6 @@ class TestEmulated(KernelsAgree):
         "shape": [(96, 2048), (300, 264), (5, 8)],
         "inner": [8, 3072],
     }
-
-    @pytest.fixture(scope="class")
-    def kernels(self, emulated: Callable[[str], Any]) -> Kernels:
-        return CudaKernels(emulated("cuda.cu"))
 
 
 def test_a_product_reads_no_further_than_its_weight(emulated: Callable[[str], Any]) -> None:
