@@ -17,25 +17,27 @@ from minisgl.config import MARLIN_CAPABILITY
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.int4 import Int4, pack, unpack
 
-_OUTPUTS: Final = 64  # of a tile
+_STRIP: Final = 32  # outputs of a warp
 _INPUTS: Final = 128  # of a chunk
 _FEW: Final = 256  # rows up to which a weight is unpacked where it is used
 _LEAST: Final = 4  # chunks that are worth a block of their own
+_AHEAD: Final = 4  # chunks that weights are in the second cache before they are used
 _TILES: Final = 1 << 16  # whose arrivals can be counted
 _BLOCK: Final = 1 << 24  # codes arranged at a time
-# codes[chunk, half, step, c, t, h, tile, across, r, g]: input 64 half + 16 step + 8 c + 2 t + h of
-# a chunk, output 16 across + 8 r + g of a tile. Words lie [tile, chunk, half, across, g, t, step],
-# and code (c, r, h) is at bit 16 h + 8 c + 4 r of its word.
-_SPLIT: Final = (2, 4, 2, 4, 2)
-_THERE: Final = (6, 0, 1, 7, 9, 4, 2, 5, 3, 8)
+# codes[chunk, step, t, s, c, h, strip, m, r, g]: input 32 step + 8 t + 4 s + 2 c + h of a chunk,
+# output 16 m + 8 r + g of a strip. Words lie [strip, chunk, step, g, t, m, s], and code (h, c, r)
+# is at bit 16 h + 8 c + 4 r of its word.
+_SPLIT: Final = (4, 4, 2, 2, 2)
+_THERE: Final = (6, 0, 1, 9, 2, 7, 3, 5, 4, 8)
 _BITS: Final = tuple(16 * h + 8 * c + 4 * r for h in range(2) for c in range(2) for r in range(2))
 
 
 class Packed(NamedTuple):
     """A weight (outputs, inputs) of four bits. ``arranged`` makes one."""
 
-    words: Tensor  # (outputs / 64, inputs / 128, 1024) int32: eight codes each
-    groups: Tensor  # (groups, outputs) int32: a float16 scale's bits, and from bit 16 on a zero
+    words: Tensor  # (outputs / 32, inputs / 128, 512) int32: eight codes each
+    groups: Tensor  # (groups, outputs) int32: a float16 scale's bits, and from bit 16 on a zero;
+    # of a strip's outputs 8 j + g is at place 4 g + j
     dtype: torch.dtype  # that is computed in
 
     @property
@@ -55,22 +57,23 @@ def arranged(weight: Int4) -> Packed:
     Raises ValueError for a shape that they do not have, with the numbers.
     """
     outputs, inputs = weight.shape
-    if outputs % _OUTPUTS or inputs % _INPUTS or weight.group % 32:
+    if outputs % _STRIP or inputs % _INPUTS or weight.group % 32:
         raise ValueError(
             f"a weight of {outputs} outputs and {inputs} inputs in groups of {weight.group}; "
-            f"the Marlin kernel takes multiples of {_OUTPUTS}, {_INPUTS} and 32"
+            f"the Marlin kernel takes multiples of {_STRIP}, {_INPUTS} and 32"
         )
-    chunks, tiles = inputs // _INPUTS, outputs // _OUTPUTS
-    words = torch.empty(tiles, chunks, 1024, dtype=torch.int32, device=weight.codes.device)
+    chunks, strips = inputs // _INPUTS, outputs // _STRIP
+    words = torch.empty(strips, chunks, 512, dtype=torch.int32, device=weight.codes.device)
     shifts = torch.tensor(_BITS, dtype=torch.int32, device=words.device)
-    step = max(1, _BLOCK // (inputs * _OUTPUTS))
-    for first in range(0, tiles, step):
-        some = weight.codes[:, first * 8 : (first + step) * 8]
-        codes = unpack(some).view(chunks, *_SPLIT, -1, 4, 2, 8).permute(_THERE)
+    step = max(1, _BLOCK // (inputs * _STRIP))
+    for first in range(0, strips, step):
+        some = weight.codes[:, first * 4 : (first + step) * 4]
+        codes = unpack(some).view(chunks, *_SPLIT, -1, 2, 2, 8).permute(_THERE)
         eight = codes.reshape(-1, 8).int() << shifts
-        words[first : first + step] = eight.sum(-1, dtype=torch.int32).view(-1, chunks, 1024)
+        words[first : first + step] = eight.sum(-1, dtype=torch.int32).view(-1, chunks, 512)
     scales = weight.scales.view(torch.int16).int() & 0xFFFF
-    return Packed(words, scales | unpack(weight.zeros).int() << 16, weight.dtype)
+    groups = scales | unpack(weight.zeros).int() << 16
+    return Packed(words, _turned(groups, 4, 8), weight.dtype)
 
 
 def restored(weight: Packed) -> Int4:
@@ -78,12 +81,18 @@ def restored(weight: Packed) -> Int4:
     outputs, inputs = weight.shape
     shifts = torch.tensor(_BITS, dtype=torch.int32, device=weight.words.device)
     codes = (weight.words.reshape(-1, 1) >> shifts) & 15
-    split = (inputs // _INPUTS, *_SPLIT, outputs // _OUTPUTS, 4, 2, 8)
+    split = (inputs // _INPUTS, *_SPLIT, outputs // _STRIP, 2, 2, 8)
     laid = codes.view([split[i] for i in _THERE])
     back = laid.permute([_THERE.index(i) for i in range(len(_THERE))])
-    scales = weight.groups.to(torch.int16).view(torch.float16)
-    zeros = pack(weight.groups >> 16 & 15)
+    groups = _turned(weight.groups, 8, 4)
+    scales = groups.to(torch.int16).view(torch.float16)
+    zeros = pack(groups >> 16 & 15)
     return Int4(pack(back.reshape(inputs, outputs)), zeros, scales, weight.dtype)
+
+
+def _turned(groups: Tensor, rows: int, columns: int) -> Tensor:
+    """Each strip's numbers, (rows, columns) as they lie, as (columns, rows)."""
+    return groups.view(len(groups), -1, rows, columns).transpose(2, 3).reshape(groups.shape)
 
 
 class Room(NamedTuple):
@@ -149,7 +158,7 @@ class MarlinInt4:
         weight, room = self._weight, self._room
         out = x.new_empty(len(x), self.shape[0])
         at = (weight.words, weight.groups, self._bias, out, room.parts, room.arrived)
-        room.module["multiply"](x, *at, weight.group, blocks, _LEAST)
+        room.module["multiply"](x, *at, weight.group, blocks, _LEAST, _AHEAD)
         return out
 
     def dequantise(self) -> Tensor:

@@ -39,7 +39,7 @@ def exact(weight: Int4, x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 SHAPES = given(
-    tiles=st.integers(1, 3),
+    strips=st.integers(1, 6),
     chunks=st.integers(1, 3),
     group=st.sampled_from([32, 64, 128, None]),
     seed=st.integers(0, 99),
@@ -49,10 +49,10 @@ SHAPES = given(
 @settings(max_examples=30, deadline=None)
 @SHAPES
 def test_what_is_arranged_can_be_restored(
-    tiles: int, chunks: int, group: int | None, seed: int
+    strips: int, chunks: int, group: int | None, seed: int
 ) -> None:
     inputs = chunks * 128
-    weight = random(tiles * 64, inputs // (group or inputs), group or inputs, seed=seed)
+    weight = random(strips * 32, inputs // (group or inputs), group or inputs, seed=seed)
     packed = arranged(weight)
     assert packed.shape == weight.shape and packed.group == weight.group
     assert packed.words.nbytes == weight.codes.nbytes
@@ -63,7 +63,7 @@ def test_what_is_arranged_can_be_restored(
 def test_a_large_weight_is_arranged_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random(320, 3, 128)
     whole = arranged(weight)
-    monkeypatch.setattr("minisgl.kernel.marlin._BLOCK", 2 * 64 * 384)
+    monkeypatch.setattr("minisgl.kernel.marlin._BLOCK", 2 * 32 * 384)
     assert torch.equal(arranged(weight).words, whole.words)
 
 
@@ -72,7 +72,7 @@ def test_a_shape_that_the_kernels_do_not_have_is_refused_with_the_numbers(
     shape: tuple[int, int, int],
 ) -> None:
     outputs, groups, group = shape
-    said = f"{outputs} outputs and {groups * group} inputs in groups of {group}.* 64, 128 and 32"
+    said = f"{outputs} outputs and {groups * group} inputs in groups of {group}.* 32, 128 and 32"
     with pytest.raises(ValueError, match=said):
         arranged(random(*shape))
 
@@ -85,11 +85,11 @@ def test_float32_is_refused(room: Room) -> None:
 @settings(max_examples=12, deadline=None)
 @SHAPES
 def test_unpacking_is_exact(
-    room: Room, tiles: int, chunks: int, group: int | None, seed: int
+    room: Room, strips: int, chunks: int, group: int | None, seed: int
 ) -> None:
     inputs = chunks * 128
     for dtype in DTYPES:
-        weight = random(tiles * 64, inputs // (group or inputs), group or inputs, dtype, seed)
+        weight = random(strips * 32, inputs // (group or inputs), group or inputs, dtype, seed)
         assert torch.equal(MarlinInt4(weight, None, room).dequantise(), dequantise(weight))
 
 
@@ -108,7 +108,7 @@ def test_no_weight_is_rounded(room: Room, tokens: int, group: int, dtype: torch.
 
 @settings(max_examples=50, deadline=None)
 @given(
-    tiles=st.integers(1, 3),
+    strips=st.integers(1, 9),
     chunks=st.integers(1, 12),
     group=st.sampled_from([32, 64, 128, None]),
     tokens=st.integers(1, 24) | st.sampled_from([32, 40, 64, 67]),
@@ -121,7 +121,7 @@ def test_no_weight_is_rounded(room: Room, tokens: int, group: int, dtype: torch.
 def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     gpu: Any,
     room: Room,
-    tiles: int,
+    strips: int,
     chunks: int,
     group: int | None,
     tokens: int,
@@ -132,11 +132,11 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     eager: bool,
 ) -> None:
     inputs = chunks * 128
-    weight = random(tiles * 64, inputs // (group or inputs), group or inputs, dtype, seed)
+    weight = random(strips * 32, inputs // (group or inputs), group or inputs, dtype, seed)
     # rows of a wider matrix, as a part of a merged product would be
     x = torch.randn(tokens, inputs + 8).to(dtype)[:, :inputs]
-    bias = torch.randn(tiles * 64).to(dtype) if biased else None
-    matrix, blocks = MarlinInt4(weight, bias, room), min(blocks, chunks * tiles)
+    bias = torch.randn(strips * 32).to(dtype) if biased else None
+    matrix, blocks = MarlinInt4(weight, bias, room), min(blocks, chunks * -(-strips // 4))
     room.parts.fill_(torch.nan)
     gpu["emulate"](seed, eager)
     got = matrix.multiply(x, blocks)
@@ -152,7 +152,7 @@ def test_nothing_is_written_beside_the_result(gpu: Any, room: Room) -> None:
     weight = arranged(random(128, 2, 128, torch.float16))
     x, around = torch.randn(11, 256).half(), torch.full((11 + 16, 128), -7.0).half()
     parts = (weight.words, weight.groups, None, around[8:-8], room.parts, room.arrived)
-    gpu["multiply"](x, *parts, 128, 3, 1)
+    gpu["multiply"](x, *parts, 128, 2, 1, 3)
     assert (around[:8] == -7).all() and (around[-8:] == -7).all()
     assert (around[8:-8] != -7).all()
 

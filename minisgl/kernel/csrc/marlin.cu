@@ -1,6 +1,7 @@
 // Products with weights of four bits, as functions that Python calls. See marlin.cuh for how, and
 // kernel/marlin.py for how weights are arranged; it checks what it hands over.
 #include <algorithm>
+#include <array>
 #include <type_traits>
 
 #include "host.cuh"
@@ -9,13 +10,14 @@
 namespace {
 
 template <typename T, int kTokens, int kScaled>
-__global__ void __launch_bounds__(marlin::kThreads) multiply_kernel(marlin::Product<T> product) {
+__global__ void __launch_bounds__(marlin::kThreads, marlin::blocks_for(kTokens) + (kTokens < 64))
+    multiply_kernel(marlin::Product<T> product) {
     marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
 }
 
 template <typename T>
 __global__ void __launch_bounds__(marlin::kThreads)
-    unpack_kernel(const uint4* weights, const uint32_t* groups, T* out, int inputs, int outputs,
+    unpack_kernel(const uint4* weights, const uint4* groups, T* out, int inputs, int outputs,
                   int group) {
     let_next_start();
     wait_for_inputs();
@@ -48,22 +50,35 @@ void of_tokens(int64_t tokens, F run) {
     }
 }
 
+struct Holds {
+    int64_t blocks = 0;
+    int shared = 0;  // bytes that each of them asks for: with less, more of them would fit
+};
+
+// Blocks of a kernel that a GPU holds at a time: asked once.
 template <typename T, int kTokens, int kScaled>
-int64_t resident_multiply(int device) {
-    constexpr int bytes = marlin::Shared<kTokens, kScaled>::kBytes;
-    return resident(multiply_kernel<T, kTokens, kScaled>, marlin::kThreads, bytes, device);
+Holds holds_multiply(int device) {
+    static std::array<Holds, 64> known;
+    Holds& of = known.at(device);
+    if (of.blocks == 0) {
+        const int share = shared_memory_for(marlin::blocks_for(kTokens), device);
+        of.shared = std::max(marlin::Shared<kTokens>::kBytes, share);
+        of.blocks =
+            resident(multiply_kernel<T, kTokens, kScaled>, marlin::kThreads, of.shared, device);
+    }
+    return of;
 }
 
 // x: (tokens, inputs), rows of 16-byte pieces; weights, groups: see marlin::Product; bias:
 // (outputs,); out: (tokens, outputs), contiguous; parts: float32, arrived: int32 zeros, one for
 // each tile. blocks: how many share the work; 0: as many as the GPU holds at a time, of `least`
-// chunks each.
+// chunks each. ahead: see marlin::Product.
 void multiply(TensorView x, TensorView weights, TensorView groups, Optional<TensorView> bias,
               TensorView out, TensorView parts, TensorView arrived, int64_t group, int64_t blocks,
-              int64_t least) {
+              int64_t least, int64_t ahead) {
     const int64_t tokens = x.size(0), inputs = x.size(1), outputs = out.size(1);
     if (tokens == 0) return;
-    TVM_FFI_ICHECK(inputs % marlin::kInputs == 0 && outputs % marlin::kOutputs == 0 &&
+    TVM_FFI_ICHECK(inputs % marlin::kInputs == 0 && outputs % marlin::kStrip == 0 &&
                    group % 32 == 0 && x.stride(1) == 1 && x.stride(0) % 8 == 0)
         << "a product of " << inputs << " inputs in groups of " << group << ", " << outputs
         << " outputs";
@@ -71,36 +86,40 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
         using T = std::remove_pointer_t<decltype(from)>;
         of_tokens(tokens, [&](auto some) {
             constexpr int kTokens = decltype(some)::value;
-            const int64_t tiles = (tokens + kTokens - 1) / kTokens * (outputs / marlin::kOutputs);
+            const int64_t across = (outputs + marlin::kOutputs - 1) / marlin::kOutputs;
+            const int64_t tiles = (tokens + kTokens - 1) / kTokens * across;
             const int64_t work = tiles * (inputs / marlin::kInputs);
             auto run = [&](auto scaled) {
                 constexpr int kScaled = decltype(scaled)::value;
-                const int64_t holds = resident_multiply<T, kTokens, kScaled>(x.device().device_id);
+                const Holds holds = holds_multiply<T, kTokens, kScaled>(x.device().device_id);
                 int64_t shared_by = blocks;
                 if (shared_by == 0) {
-                    shared_by = std::min<int64_t>(holds, std::max<int64_t>(1, work / least));
+                    shared_by = std::min<int64_t>(holds.blocks, std::max<int64_t>(1, work / least));
                 }
                 TVM_FFI_ICHECK(shared_by <= work && arrived.size(0) >= tiles &&
                                parts.size(0) >= shared_by * 2 * kTokens * marlin::kOutputs)
                     << "no room for " << shared_by << " blocks and " << tiles << " tiles";
-                const marlin::Product<T> product = {from,
-                                                    pointer<const uint4>(weights),
-                                                    pointer<const uint32_t>(groups),
-                                                    pointer_or_null<const T>(bias),
-                                                    pointer<T>(out),
-                                                    pointer<float>(parts),
-                                                    pointer<int>(arrived),
-                                                    x.stride(0),
-                                                    static_cast<int>(tokens),
-                                                    static_cast<int>(inputs),
-                                                    static_cast<int>(outputs),
-                                                    static_cast<int>(group)};
-                launch_with(marlin::Shared<kTokens, kScaled>::kBytes, "four-bit product",
-                            multiply_kernel<T, kTokens, kScaled>, shared_by, marlin::kThreads,
-                            stream_of(x), product);
+                marlin::Product<T> product = {};
+                product.x = from;
+                product.weights = pointer<const uint4>(weights);
+                product.groups = pointer<const uint4>(groups);
+                product.bias = pointer_or_null<const T>(bias);
+                product.out = pointer<T>(out);
+                product.parts = pointer<float>(parts);
+                product.arrived = pointer<int>(arrived);
+                product.stride = x.stride(0);
+                product.tokens = static_cast<int>(tokens);
+                product.inputs = static_cast<int>(inputs);
+                product.outputs = static_cast<int>(outputs);
+                product.group = static_cast<int>(group);
+                product.each = static_cast<int>(work / shared_by);
+                product.more = static_cast<int>(work % shared_by);
+                product.ahead = static_cast<int>(ahead);
+                launch_with(holds.shared, "four-bit product", multiply_kernel<T, kTokens, kScaled>,
+                            shared_by, marlin::kThreads, stream_of(x), product);
             };
-            if (group % 64 == 0) {
-                run(std::integral_constant<int, 64>());
+            if (group % 128 == 0) {
+                run(std::integral_constant<int, 128>());
             } else {
                 run(std::integral_constant<int, 32>());
             }
@@ -112,10 +131,11 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
 int64_t room_for_parts(int64_t device) {
     const auto of = [&](auto some) {
         constexpr int kTokens = decltype(some)::value;
-        const int blocks = std::max({resident_multiply<__half, kTokens, 32>(device),
-                                     resident_multiply<__half, kTokens, 64>(device),
-                                     resident_multiply<__nv_bfloat16, kTokens, 32>(device),
-                                     resident_multiply<__nv_bfloat16, kTokens, 64>(device)});
+        const int64_t blocks =
+            std::max({holds_multiply<__half, kTokens, 32>(device).blocks,
+                      holds_multiply<__half, kTokens, 128>(device).blocks,
+                      holds_multiply<__nv_bfloat16, kTokens, 32>(device).blocks,
+                      holds_multiply<__nv_bfloat16, kTokens, 128>(device).blocks});
         return blocks * 2 * kTokens * marlin::kOutputs;
     };
     return std::max({of(std::integral_constant<int, 8>()), of(std::integral_constant<int, 16>()),
@@ -125,13 +145,14 @@ int64_t room_for_parts(int64_t device) {
 // weights, groups as above; out: (outputs, inputs), contiguous.
 void unpack(TensorView weights, TensorView groups, TensorView out, int64_t group) {
     const int64_t outputs = out.size(0), inputs = out.size(1);
-    TVM_FFI_ICHECK(inputs % marlin::kInputs == 0 && outputs % marlin::kOutputs == 0)
+    TVM_FFI_ICHECK(inputs % marlin::kInputs == 0 && outputs % marlin::kStrip == 0)
         << outputs << " outputs of " << inputs << " inputs";
     of_type(out, [&](auto* to) {
         using T = std::remove_pointer_t<decltype(to)>;
-        launch("four-bit weights", unpack_kernel<T>,
-               outputs / marlin::kOutputs * (inputs / marlin::kInputs), marlin::kThreads,
-               stream_of(out), pointer<const uint4>(weights), pointer<const uint32_t>(groups), to,
+        const int64_t units = outputs / marlin::kStrip * (inputs / marlin::kInputs);
+        constexpr int64_t kEach = marlin::kThreads / kWarp;
+        launch("four-bit weights", unpack_kernel<T>, (units + kEach - 1) / kEach, marlin::kThreads,
+               stream_of(out), pointer<const uint4>(weights), pointer<const uint4>(groups), to,
                inputs, outputs, group);
     });
 }

@@ -1,5 +1,5 @@
 // Matrix products of a warp and copies that a thread does not wait for, from compute
-// capability 8.0. Source: PTX ISA, "mma.m16n8k16", "ldmatrix", "cp.async".
+// capability 8.0. Source: PTX ISA, "mma.m16n8k16", "cp.async".
 #pragma once
 #include "device.cuh"
 
@@ -20,16 +20,6 @@ __device__ inline void end_copy_group() {
 template <int kGroups>
 __device__ inline void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
-}
-
-// Four blocks of 8 rows of 16 bytes. Lane i gives the address of row i % 8 of block i / 8 and gets,
-// of each block, the 4 bytes at place i % 4 of row i / 4.
-__device__ inline void load_blocks(uint32_t (&out)[4], const void* row) {
-    const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-                 : "r"(from)
-                 : "memory");
 }
 
 // sums (16 x 8) += a (16 x 16) b (16 x 8). Lane i, g = i / 4, t = i % 4, holds two numbers a

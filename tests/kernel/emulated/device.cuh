@@ -28,7 +28,7 @@
 #define __device__
 #define __global__
 #define __shared__ static  // one block runs at a time
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 constexpr int kWarp = 32;
 
@@ -211,6 +211,9 @@ inline uint4* dynamic_shared() {
 }
 inline uint4 load_once(const uint4* from) {
     return emulated::known(from, 16) ? *from : uint4{~0u, ~0u, ~0u, ~0u};
+}
+inline void fetch_ahead(const uint4* from) {
+    emulated::known(from, 128);
 }
 inline float __shfl_xor_sync(uint32_t, float x, int other) {
     emulated::Lane* lanes = emulated::lanes_of_warp();

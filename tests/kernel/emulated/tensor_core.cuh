@@ -32,19 +32,6 @@ void wait_for_copies() {
     }
 }
 
-inline void load_blocks(uint32_t (&out)[4], const void* row) {
-    using namespace emulated;
-    Lane* lanes = lanes_of_warp();
-    const int lane = machine.current % kWarp;
-    lanes[lane].row = row;
-    warp_barrier();
-    for (int block = 0; block < 4; ++block) {
-        const auto from = static_cast<const unsigned char*>(lanes[block * 8 + lane / 4].row);
-        std::memcpy(&out[block], from + lane % 4 * 4, 4);
-    }
-    warp_barrier();
-}
-
 template <typename T>
 float number_in(uint32_t both, int place) {
     return to_float(T{static_cast<uint16_t>(both >> 16 * place)});
