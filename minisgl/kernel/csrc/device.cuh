@@ -28,6 +28,17 @@ __device__ inline void fetch_ahead(const uint4* from) {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
+// One more has arrived; how many there were. What those and this thread's block wrote before is
+// seen by whoever comes after it in this block: no fence of every thread is needed.
+__device__ inline int arrive(int* at) {
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(at)
+                 : "memory");
+    return before;
+}
+
 // Until what the kernels before this one wrote can be read.
 __device__ inline void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900

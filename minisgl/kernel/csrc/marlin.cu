@@ -10,13 +10,14 @@
 namespace {
 
 template <typename T, int kTokens, int kScaled>
-__global__ void __launch_bounds__(marlin::kThreads, marlin::blocks_for(kTokens) + (kTokens < 64))
+__global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads,
+                                  marlin::Tile<kTokens>::kBlocks + (kTokens < 64))
     multiply_kernel(marlin::Product<T> product) {
     marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
 }
 
 template <typename T>
-__global__ void __launch_bounds__(marlin::kThreads)
+__global__ void __launch_bounds__(marlin::kUnpackThreads)
     unpack_kernel(const uint4* weights, const uint4* groups, T* out, int inputs, int outputs,
                   int group) {
     let_next_start();
@@ -61,10 +62,10 @@ Holds holds_multiply(int device) {
     static std::array<Holds, 64> known;
     Holds& of = known.at(device);
     if (of.blocks == 0) {
-        const int share = shared_memory_for(marlin::blocks_for(kTokens), device);
-        of.shared = std::max(marlin::Shared<kTokens>::kBytes, share);
-        of.blocks =
-            resident(multiply_kernel<T, kTokens, kScaled>, marlin::kThreads, of.shared, device);
+        using Of = marlin::Tile<kTokens>;
+        const int share = Of::kBlocks > 1 ? shared_memory_for(Of::kBlocks, device) : 0;
+        of.shared = std::max(Of::kBytes, share);
+        of.blocks = resident(multiply_kernel<T, kTokens, kScaled>, Of::kThreads, of.shared, device);
     }
     return of;
 }
@@ -86,7 +87,8 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
         using T = std::remove_pointer_t<decltype(from)>;
         of_tokens(tokens, [&](auto some) {
             constexpr int kTokens = decltype(some)::value;
-            const int64_t across = (outputs + marlin::kOutputs - 1) / marlin::kOutputs;
+            using Of = marlin::Tile<kTokens>;
+            const int64_t across = (outputs + Of::kOutputs - 1) / Of::kOutputs;
             const int64_t tiles = (tokens + kTokens - 1) / kTokens * across;
             const int64_t work = tiles * (inputs / marlin::kInputs);
             auto run = [&](auto scaled) {
@@ -97,7 +99,7 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
                     shared_by = std::min<int64_t>(holds.blocks, std::max<int64_t>(1, work / least));
                 }
                 TVM_FFI_ICHECK(shared_by <= work && arrived.size(0) >= tiles &&
-                               parts.size(0) >= shared_by * 2 * kTokens * marlin::kOutputs)
+                               parts.size(0) >= shared_by * 2 * kTokens * Of::kOutputs)
                     << "no room for " << shared_by << " blocks and " << tiles << " tiles";
                 marlin::Product<T> product = {};
                 product.x = from;
@@ -111,12 +113,12 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
                 product.tokens = static_cast<int>(tokens);
                 product.inputs = static_cast<int>(inputs);
                 product.outputs = static_cast<int>(outputs);
-                product.group = static_cast<int>(group);
+                product.shared = static_cast<int>(group / kScaled);
                 product.each = static_cast<int>(work / shared_by);
                 product.more = static_cast<int>(work % shared_by);
                 product.ahead = static_cast<int>(ahead);
                 launch_with(holds.shared, "four-bit product", multiply_kernel<T, kTokens, kScaled>,
-                            shared_by, marlin::kThreads, stream_of(x), product);
+                            shared_by, Of::kThreads, stream_of(x), product);
             };
             if (group % 128 == 0) {
                 run(std::integral_constant<int, 128>());
@@ -136,7 +138,7 @@ int64_t room_for_parts(int64_t device) {
                       holds_multiply<__half, kTokens, 128>(device).blocks,
                       holds_multiply<__nv_bfloat16, kTokens, 32>(device).blocks,
                       holds_multiply<__nv_bfloat16, kTokens, 128>(device).blocks});
-        return blocks * 2 * kTokens * marlin::kOutputs;
+        return blocks * 2 * kTokens * marlin::Tile<kTokens>::kOutputs;
     };
     return std::max({of(std::integral_constant<int, 8>()), of(std::integral_constant<int, 16>()),
                      of(std::integral_constant<int, 32>()), of(std::integral_constant<int, 64>())});
@@ -150,10 +152,10 @@ void unpack(TensorView weights, TensorView groups, TensorView out, int64_t group
     of_type(out, [&](auto* to) {
         using T = std::remove_pointer_t<decltype(to)>;
         const int64_t units = outputs / marlin::kStrip * (inputs / marlin::kInputs);
-        constexpr int64_t kEach = marlin::kThreads / kWarp;
-        launch("four-bit weights", unpack_kernel<T>, (units + kEach - 1) / kEach, marlin::kThreads,
-               stream_of(out), pointer<const uint4>(weights), pointer<const uint4>(groups), to,
-               inputs, outputs, group);
+        constexpr int64_t kEach = marlin::kUnpackThreads / kWarp;
+        launch("four-bit weights", unpack_kernel<T>, (units + kEach - 1) / kEach,
+               marlin::kUnpackThreads, stream_of(out), pointer<const uint4>(weights),
+               pointer<const uint4>(groups), to, inputs, outputs, group);
     });
 }
 

@@ -7,12 +7,12 @@
 // multiplies its float32 sum: the operands are codes less zeros, small whole numbers, and no weight
 // is rounded.
 //
-// A tile is 128 outputs, 32 a warp, for kTokens tokens. It takes its inputs in chunks of 128. The
-// chunks of all tiles, one tile after the other, are dealt out to the blocks in runs of equal
-// length; a tile whose chunks fell to several blocks is added up by the one that comes last, in the
-// order of the inputs, so that results repeat. Weights go from memory to the second cache some
-// chunks ahead, and from there to registers one chunk ahead; inputs, which warps share, go through
-// shared memory.
+// A tile is kTokens tokens and 32 outputs for each warp of a block. It takes its inputs in chunks
+// of 128. The chunks of all tiles, one tile after the other, are dealt out to the blocks in runs of
+// equal length; a tile whose chunks fell to several blocks is added up by the one that comes last,
+// in the order of the inputs, so that results repeat. Weights go from memory to the second cache
+// some chunks ahead, and from there to registers one chunk ahead; inputs, which warps share, go
+// through shared memory.
 //
 // What the hardware does is tensor_core.cuh's; tests put an emulation in its place.
 #pragma once
@@ -20,27 +20,26 @@
 
 namespace marlin {
 
-constexpr int kThreads = 128;
-constexpr int kStrip = 32;                           // outputs of a warp
-constexpr int kOutputs = kThreads / kWarp * kStrip;  // of a tile
-constexpr int kInputs = 128;                         // of a chunk
-constexpr int kSteps = 4;                            // of a chunk: 32 inputs each
-constexpr int kUnit = kSteps * kWarp;                // 16-byte pieces of a strip's chunk
-constexpr int kPieces = kInputs * 2 / 16;            // 16-byte pieces of a token's inputs
+constexpr int kStrip = 32;                 // outputs of a warp
+constexpr int kInputs = 128;               // of a chunk
+constexpr int kSteps = 4;                  // of a chunk: 32 inputs each
+constexpr int kUnit = kSteps * kWarp;      // 16-byte pieces of a strip's chunk
+constexpr int kPieces = kInputs * 2 / 16;  // 16-byte pieces of a token's inputs
+constexpr int kUnpackThreads = 128;
 
-// Inputs of some chunks in shared memory: piece p of token i is at place p ^ 4 * (i % 2) of its
-// row.
+// A tile: so many tokens, for the outputs of so many warps, which share the tokens' inputs.
 template <int kTokens>
-struct Shared {
+struct Tile {
+    static constexpr int kWarps = kTokens < 64 ? 4 : 8;
+    static constexpr int kThreads = kWarps * kWarp;
+    static constexpr int kOutputs = kWarps * kStrip;
+    // Blocks that a multiprocessor is meant to hold.
+    static constexpr int kBlocks = kTokens <= 8 ? 4 : kTokens <= 16 ? 3 : kTokens < 64 ? 2 : 1;
+    // Inputs of some chunks in shared memory: piece p of token i is at p ^ 4 * (i % 2) of its row.
     static constexpr int kStages = 4;
     static constexpr int kStage = kTokens * kPieces;  // 16-byte pieces
     static constexpr int kBytes = kStages * kStage * 16 + 16;
 };
-
-// Blocks that a multiprocessor is meant to hold, with registers left for a kernel that follows.
-constexpr int blocks_for(int tokens) {
-    return tokens <= 8 ? 4 : tokens <= 16 ? 3 : 2;
-}
 
 template <typename T>
 struct Product {
@@ -49,11 +48,11 @@ struct Product {
     const uint4* groups;   // likewise: the bits of a float16 scale, and above them a zero
     const T* bias;         // (outputs,) or nullptr
     T* out;                // (tokens, outputs)
-    float* parts;          // (blocks, 2, kTokens * kOutputs): sums of tiles that are not done
+    float* parts;          // (blocks, 2, a tile's sums): those of tiles that are not done
     int* arrived;          // of each tile, how many of its parts are there: 0 before and after
     int64_t stride;
     int tokens, inputs, outputs;
-    int group;       // inputs that share a zero and a scale
+    int shared;      // runs of kScaled inputs that share a zero and a scale
     int each, more;  // items of a block; the first `more` blocks have another one
     int ahead;       // chunks that weights are in the second cache before they are used
 
@@ -82,7 +81,7 @@ template <typename T>
 __device__ inline void decode(uint32_t (&out)[4], uint32_t word, const uint32_t* zeros) {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-        out[r] = subtract<T>(((word >> (4 * r)) & 0x000f000fu) | Magic<T>::kBoth, zeros[r % 2]);
+        out[r] = subtract<T>(two_codes(word >> (4 * r), Magic<T>::kBoth), zeros[r % 2]);
     }
 }
 
@@ -98,122 +97,124 @@ __device__ inline float scale_of(uint32_t group) {
 
 // A warp's way through the items of its block: a chunk of its strip each.
 struct Cursor {
-    const uint4 *weights, *groups;
-    int item, chunk, strip;
-    int chunks, token_tiles, strips;
+    const uint4* unit;  // this lane's first piece, if there is such a strip
+    int item, chunk, token_tile, strip;
 
     template <typename T>
-    __device__ Cursor(const Product<T>& p, int first, int token_tiles_)
+    __device__ Cursor(const Product<T>& p, int first, int chunks, int token_tiles, int warps)
         : item(first),
-          chunk(first % (p.inputs / kInputs)),
-          chunks(p.inputs / kInputs),
-          token_tiles(token_tiles_),
-          strips(p.outputs / kStrip) {
-        weights = p.weights;
-        groups = p.groups;
-        find();
+          chunk(first % chunks),
+          token_tile(first / chunks % token_tiles),
+          strip(first / chunks / token_tiles * warps + static_cast<int>(threadIdx.x) / kWarp) {
+        unit = p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit +
+               threadIdx.x % kWarp;
     }
 
-    __device__ void find() {
-        const int warp = threadIdx.x / kWarp;
-        strip = item / chunks / token_tiles * (kOutputs / kStrip) + warp;
-    }
-    // Whether there is such a strip: the last tile may have fewer.
-    __device__ bool there() const { return strip < strips; }
-    __device__ const uint4* unit() const {
-        return weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit;
-    }
-    __device__ void advance() {
+    __device__ void advance(int chunks, int token_tiles, int warps) {
         ++item;
+        unit += kUnit;
         if (++chunk < chunks) return;
         chunk = 0;
-        find();
+        int strips = -1;  // back to the beginning of this one
+        if (++token_tile == token_tiles) {
+            token_tile = 0;
+            strip += warps;
+            strips = warps - 1;
+        }
+        unit += static_cast<int64_t>(strips) * chunks * kUnit;
     }
 };
 
-// What a block does. shared: Shared<kTokens>::kBytes. kScaled: inputs that share a zero and a
-// scale, 32 or 128; a larger group is treated as several.
+// What a block does. shared: Tile<kTokens>::kBytes. kScaled: inputs that share a zero and a scale,
+// 32 or 128; a larger group is treated as several.
 template <typename T, int kTokens, int kScaled>
 __device__ inline void multiply(const Product<T>& p, uint4* shared) {
-    using Room = Shared<kTokens>;
-    constexpr int kTiles = kTokens / 8;  // of a product's right side
+    using Of = Tile<kTokens>;
+    constexpr int kTiles = kTokens / 8;                 // of a product's right side
+    constexpr int kTogether = kTiles < 4 ? kTiles : 4;  // tiles whose products take turns
     constexpr int kSlots = kInputs / kScaled;
-    constexpr int kStages = Room::kStages;
-    volatile int* const is_last = reinterpret_cast<int*>(shared + kStages * Room::kStage);
+    constexpr int kPerLine = 8;  // 16-byte pieces that come from memory together
+    constexpr int kStages = Of::kStages, kWarps = Of::kWarps, kThreads = Of::kThreads;
+    volatile int* const is_last = reinterpret_cast<int*>(shared + kStages * Of::kStage);
 
-    const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
-    const int g = lane / 4, t = lane % 4;
+    const unsigned thread = threadIdx.x, lane = thread % kWarp, g = lane / 4, t = lane % 4;
     const int chunks = p.inputs / kInputs, token_tiles = (p.tokens + kTokens - 1) / kTokens;
+    const int strips = p.outputs / kStrip;
     const int block = blockIdx.x, first = p.first_item(block), last = p.first_item(block + 1);
 
     uint4 ring[kSteps], groups[kSlots];
     auto fetch_group = [&](const Cursor& of, int slot) {
-        const int row = (of.chunk * kInputs + slot * kScaled) / p.group;
+        int row = of.chunk * kSlots + slot;
+        if (p.shared > 1) row /= p.shared;
         groups[slot] =
-            load_once(p.groups + (static_cast<int64_t>(row) * of.strips + of.strip) * 8 + g);
+            load_once(p.groups + (static_cast<int64_t>(row) * strips + of.strip) * 8 + g);
     };
-    auto warm = [&](const Cursor& of) {
-        constexpr int kPerLine = 8;
-        if (of.there() && lane < kUnit / kPerLine) fetch_ahead(of.unit() + lane * kPerLine);
+    auto fetch_unit = [&](const Cursor& of) {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) ring[step] = load_once(of.unit + step * kWarp);
+#pragma unroll
+        for (int slot = 0; slot < kSlots; ++slot) fetch_group(of, slot);
     };
-
     // weights may be fetched while the kernel that makes the inputs still runs
-    Cursor next(p, first, token_tiles);
-    if (next.there()) {
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-            ring[step] = load_once(next.unit() + step * kWarp + lane);
-        }
-#pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) fetch_group(next, slot);
-    }
-    Cursor at = next;
-    next.advance();
+    Cursor next(p, first, chunks, token_tiles, kWarps);
+    if (next.strip < strips) fetch_unit(next);
+    Cursor at = next, entering = next;  // what is multiplied, whose inputs are fetched next
+    next.advance(chunks, token_tiles, kWarps);
     Cursor far = next;
+#pragma unroll 1
     for (int i = 0; i < p.ahead && far.item < last; ++i) {
-        warm(far);
-        far.advance();
+        if (far.strip < strips && lane < kUnit / kPerLine) {
+            fetch_ahead(far.unit + lane * (kPerLine - 1));
+        }
+        far.advance(chunks, token_tiles, kWarps);
     }
     wait_for_inputs();
 
-    int entering = first, entering_chunk = at.chunk;  // the item whose inputs are fetched next
+    // this thread's part in the copies of inputs: some rows, one piece of each
+    constexpr int kRows = kThreads / kPieces;
+    const int my_row = thread / kPieces, my_piece = thread % kPieces;
+    const int my_place = my_row * kPieces + (my_piece ^ my_row % 2 * 4);
+    const T* from = p.x + (entering.token_tile * kTokens + my_row) * p.stride +
+                    entering.chunk * kInputs + my_piece * 8;
+    unsigned turn = 0;  // of the stages
     auto fetch_inputs = [&] {
-        uint4* const stage = shared + (entering - first) % kStages * Room::kStage;
-        const int token_tile = entering / chunks % token_tiles;
+        uint4* const stage = shared + turn++ % kStages * Of::kStage + my_place;
+        const int above = entering.token_tile * kTokens + my_row;
 #pragma unroll
-        for (int i = thread; i < kTokens * kPieces; i += kThreads) {
-            const int token = i / kPieces, piece = i % kPieces;
-            const int row = token_tile * kTokens + token;
-            const bool there = row < p.tokens;
-            const T* from =
-                p.x + (there ? row * p.stride : 0) + entering_chunk * kInputs + piece * 8;
-            copy_async(stage + token * kPieces + (piece ^ token % 2 * 4), from, there);
+        for (int i = 0; i < kTokens / kRows; ++i) {
+            const bool there = above + i * kRows < p.tokens;
+            copy_async(stage + i * kThreads, there ? from + i * kRows * p.stride : p.x, there);
         }
-        ++entering;
-        if (++entering_chunk == chunks) entering_chunk = 0;
+        ++entering.item;
+        from += kInputs;
+        if (++entering.chunk < chunks) return;
+        entering.chunk = 0;
+        from -= p.inputs;
+        if (++entering.token_tile < token_tiles) {
+            from += kTokens * p.stride;
+        } else {
+            from -= (token_tiles - 1) * kTokens * p.stride;
+            entering.token_tile = 0;
+        }
     };
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kStages - 1; ++i) {
-        if (entering < last) fetch_inputs();
+        if (entering.item < last) fetch_inputs();
         end_copy_group();
     }
 
     float total[2][kTiles][4] = {};
-    for (int i = 0; at.item < last; ++i) {
+#pragma unroll 1
+    for (unsigned i = 0; at.item < last; ++i) {
         wait_for_copies<kStages - 2>();
         __syncthreads();  // everybody's copies of this chunk are there, and the last chunk is used
-        if (entering < last) fetch_inputs();
-        end_copy_group();  // an empty one counts, too
-        if (far.item < last) {
-            warm(far);
-            far.advance();
-        }
+        if (entering.item < last) fetch_inputs();
+        end_copy_group();                             // an empty one counts, too
         if (next.item + 1 >= last) let_next_start();  // what is left is under way
 
-        if (at.there()) {
-            const bool more = next.item < last && next.there();
-            const uint4* const following = next.unit() + lane;
-            const uint4* const stage = shared + i % kStages * Room::kStage;
+        if (at.strip < strips) {
+            const bool more = next.item < last && next.strip < strips;
+            const uint4* const stage = shared + i % kStages * Of::kStage + g * kPieces + t;
             float scales[4];
             uint32_t zeros[4];
             float part[2][kTiles][4];  // of one group
@@ -236,21 +237,31 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
                     }
                 }
                 uint32_t left[2][2][4];
-                const uint4 packed = ring[step];
-                if (more) ring[step] = load_once(following + step * kWarp);
-                decode<T>(left[0][0], packed.x, zeros);
-                decode<T>(left[0][1], packed.y, zeros);
-                decode<T>(left[1][0], packed.z, zeros + 2);
-                decode<T>(left[1][1], packed.w, zeros + 2);
+                decode<T>(left[0][0], ring[step].x, zeros);
+                decode<T>(left[0][1], ring[step].y, zeros);
+                decode<T>(left[1][0], ring[step].z, zeros + 2);
+                decode<T>(left[1][1], ring[step].w, zeros + 2);
+                if (more) ring[step] = load_once(next.unit + step * kWarp);
 #pragma unroll
-                for (int tile = 0; tile < kTiles; ++tile) {
-                    const int token = tile * 8 + g, piece = step * 4 + t;
-                    const uint4 of = stage[token * kPieces + (piece ^ token % 2 * 4)];
-                    const uint32_t right[4] = {of.x, of.y, of.z, of.w};
+                for (int some = 0; some < kTiles; some += kTogether) {
+                    uint32_t right[kTogether][4];
 #pragma unroll
-                    for (int m = 0; m < 2; ++m) {
-                        multiply_add<T>(part[m][tile], left[m][0], right);
-                        multiply_add<T>(part[m][tile], left[m][1], right + 2);
+                    for (int i = 0; i < kTogether; ++i) {
+                        const uint4 of = stage[(some + i) * 8 * kPieces + (step ^ g % 2) * 4];
+                        right[i][0] = of.x, right[i][1] = of.y, right[i][2] = of.z;
+                        right[i][3] = of.w;
+                    }
+                    // sums that wait for each other are as far apart as can be
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                        for (int i = 0; i < kTogether; ++i) {
+#pragma unroll
+                            for (int m = 0; m < 2; ++m) {
+                                multiply_add<T>(part[m][some + i], left[m][half],
+                                                right[i] + 2 * half);
+                            }
+                        }
                     }
                 }
                 if ((step + 1) % (kScaled / 32) == 0) {
@@ -263,26 +274,22 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
                     }
                 }
             }
-        } else if (next.item < last && next.there()) {
-#pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
-                ring[step] = load_once(next.unit() + step * kWarp + lane);
-            }
-#pragma unroll
-            for (int slot = 0; slot < kSlots; ++slot) fetch_group(next, slot);
+        } else if (next.item < last && next.strip < strips) {
+            fetch_unit(next);
         }
 
         if (at.chunk == chunks - 1 || at.item == last - 1) {
-            const int number = at.item / chunks, token_tile = number % token_tiles;
+            const int number = at.item / chunks;
             const int b0 = p.block_of(number * chunks);
             const int b1 = p.block_of((number + 1) * chunks - 1);
+            const int above = at.token_tile * kTokens + 2 * t;
             auto each_sum = [&](auto use) {  // a sum's place among its thread's, its token and row
 #pragma unroll
                 for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
                     for (int r = 0; r < 8; ++r) {
-                        const int token = token_tile * kTokens + tile * 8 + 2 * t + r % 2;
-                        if (at.there() && token < p.tokens) {
+                        const int token = above + tile * 8 + r % 2;
+                        if (at.strip < strips && token < p.tokens) {
                             use(total[r / 4][tile][r % 4], tile * 8 + r, token, r / 2 * 8 + g);
                         }
                     }
@@ -292,20 +299,18 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
             // that follow a tile's first block begin with it
             auto part_of = [&](int b) {
                 const bool second = b == b0 && p.first_item(b) < number * chunks;
-                return p.parts + (static_cast<int64_t>(b) * 2 + second) * (kTokens * kOutputs) +
+                return p.parts + (static_cast<int64_t>(b) * 2 + second) * (kTokens * Of::kOutputs) +
                        thread;
             };
             bool finish = true;
             if (b0 != b1) {
                 float* const mine = part_of(block);
                 each_sum([&](float& sum, int place, int, int) { mine[place * kThreads] = sum; });
-                __threadfence();
                 __syncthreads();
-                if (thread == 0) *is_last = atomicAdd(p.arrived + number, 1) == b1 - b0;
+                if (thread == 0) *is_last = arrive(p.arrived + number) == b1 - b0;
                 __syncthreads();
                 finish = *is_last;
                 if (finish) {
-                    __threadfence();
                     if (thread == 0) p.arrived[number] = 0;
                     each_sum([](float& sum, int, int, int) { sum = 0.0f; });
 #pragma unroll(kTiles == 1 ? 4 : 1)
@@ -331,8 +336,8 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
                 for (int r = 0; r < 4; ++r) total[0][tile][r] = total[1][tile][r] = 0.0f;
             }
         }
-        at.advance();
-        next.advance();
+        at.advance(chunks, token_tiles, kWarps);
+        next.advance(chunks, token_tiles, kWarps);
     }
 }
 
@@ -343,7 +348,7 @@ __device__ inline void unpack(const uint4* weights, const uint4* groups, T* out,
                               int outputs, int group) {
     const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
     const int64_t unit =
-        static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + threadIdx.x / kWarp;
+        static_cast<int64_t>(blockIdx.x) * (kUnpackThreads / kWarp) + threadIdx.x / kWarp;
     const int chunks = inputs / kInputs, strips = outputs / kStrip;
     if (unit >= static_cast<int64_t>(chunks) * strips) return;
     const int chunk = static_cast<int>(unit % chunks), strip = static_cast<int>(unit / chunks);

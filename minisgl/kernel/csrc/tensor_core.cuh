@@ -30,8 +30,7 @@ __device__ inline void multiply_add(float (&sums)[4], const uint32_t (&a)[4], co
 template <>
 __device__ inline void multiply_add<__half>(float (&sums)[4], const uint32_t (&a)[4],
                                             const uint32_t* b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -39,11 +38,18 @@ __device__ inline void multiply_add<__half>(float (&sums)[4], const uint32_t (&a
 template <>
 __device__ inline void multiply_add<__nv_bfloat16>(float (&sums)[4], const uint32_t (&a)[4],
                                                    const uint32_t* b) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Two codes of four bits, the lowest of each half, over the bits of `with`. In one instruction,
+// which compilers do not make of two constants.
+__device__ inline uint32_t two_codes(uint32_t bits, uint32_t with) {
+    uint32_t out;
+    asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(out) : "r"(bits), "r"(with));
+    return out;
 }
 
 // a - b of two numbers in a register.

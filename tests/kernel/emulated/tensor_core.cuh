@@ -63,6 +63,9 @@ template <typename T>
 uint32_t pair(float low, float high) {
     return static_cast<uint32_t>(from_float<T>(high).bits) << 16 | from_float<T>(low).bits;
 }
+inline uint32_t two_codes(uint32_t bits, uint32_t with) {
+    return (bits & 0x000f000fu) | with;
+}
 template <typename T>
 uint32_t subtract(uint32_t a, uint32_t b) {
     return pair<T>(number_in<T>(a, 0) - number_in<T>(b, 0),
