@@ -136,7 +136,7 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     # rows of a wider matrix, as a part of a merged product would be
     x = torch.randn(tokens, inputs + 8).to(dtype)[:, :inputs]
     bias = torch.randn(strips * 32).to(dtype) if biased else None
-    matrix, blocks = MarlinInt4(weight, bias, room), min(blocks, chunks * -(-strips // 8))
+    matrix = MarlinInt4(weight, bias, room)
     room.parts.fill_(torch.nan)
     gpu["emulate"](seed, eager)
     got = matrix.multiply(x, blocks)

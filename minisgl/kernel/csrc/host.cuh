@@ -58,14 +58,6 @@ int64_t resident(void (*kernel)(Params...), int threads, int shared, int device)
     return int64_t{each} * processors;
 }
 
-// Bytes of shared memory with which a multiprocessor holds so many blocks and no more.
-inline int shared_memory_for(int blocks, int device) {
-    int all = 0, lost = 0;
-    cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
-    cudaDeviceGetAttribute(&lost, cudaDevAttrReservedSharedMemoryPerBlock, device);
-    return (all / blocks - lost) / 128 * 128;
-}
-
 template <typename T>
 T* pointer(const TensorView& x) {
     return static_cast<T*>(x.data_ptr());

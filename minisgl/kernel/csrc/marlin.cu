@@ -10,8 +10,7 @@
 namespace {
 
 template <typename T, int kTokens, int kScaled>
-__global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads,
-                                  marlin::Tile<kTokens>::kBlocks + (kTokens < 64))
+__global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads, marlin::Tile<kTokens>::kBlocks)
     multiply_kernel(marlin::Product<T> product) {
     marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
 }
@@ -51,23 +50,16 @@ void of_tokens(int64_t tokens, F run) {
     }
 }
 
-struct Holds {
-    int64_t blocks = 0;
-    int shared = 0;  // bytes that each of them asks for: with less, more of them would fit
-};
-
 // Blocks of a kernel that a GPU holds at a time: asked once.
 template <typename T, int kTokens, int kScaled>
-Holds holds_multiply(int device) {
-    static std::array<Holds, 64> known;
-    Holds& of = known.at(device);
-    if (of.blocks == 0) {
-        using Of = marlin::Tile<kTokens>;
-        const int share = Of::kBlocks > 1 ? shared_memory_for(Of::kBlocks, device) : 0;
-        of.shared = std::max(Of::kBytes, share);
-        of.blocks = resident(multiply_kernel<T, kTokens, kScaled>, Of::kThreads, of.shared, device);
+int64_t resident_multiply(int device) {
+    static std::array<int64_t, 64> known = {};
+    int64_t& blocks = known.at(device);
+    using Of = marlin::Tile<kTokens>;
+    if (blocks == 0) {
+        blocks = resident(multiply_kernel<T, kTokens, kScaled>, Of::kThreads, Of::kBytes, device);
     }
-    return of;
+    return blocks;
 }
 
 // x: (tokens, inputs), rows of 16-byte pieces; weights, groups: see marlin::Product; bias:
@@ -90,16 +82,19 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             using Of = marlin::Tile<kTokens>;
             const int64_t across = (outputs + Of::kOutputs - 1) / Of::kOutputs;
             const int64_t tiles = (tokens + kTokens - 1) / kTokens * across;
-            const int64_t work = tiles * (inputs / marlin::kInputs);
+            constexpr int64_t kSpan = Of::kSplit * marlin::kInputs;
+            const int64_t spans = (inputs + kSpan - 1) / kSpan, work = tiles * spans;
             auto run = [&](auto scaled) {
                 constexpr int kScaled = decltype(scaled)::value;
-                const Holds holds = holds_multiply<T, kTokens, kScaled>(x.device().device_id);
+                const int64_t holds = resident_multiply<T, kTokens, kScaled>(x.device().device_id);
                 int64_t shared_by = blocks;
                 if (shared_by == 0) {
-                    shared_by = std::min<int64_t>(holds.blocks, std::max<int64_t>(1, work / least));
+                    shared_by = std::min<int64_t>(holds, std::max<int64_t>(1, work / least));
+                    if (kTokens <= 8 && tiles * 5 >= holds * 2) shared_by = tiles;
                 }
-                TVM_FFI_ICHECK(shared_by <= work && arrived.size(0) >= tiles &&
-                               parts.size(0) >= shared_by * 2 * kTokens * Of::kOutputs)
+                shared_by = std::min(shared_by, work);
+                TVM_FFI_ICHECK(arrived.size(0) >= tiles &&
+                               (shared_by == tiles || parts.size(0) >= shared_by * 2 * Of::kSums))
                     << "no room for " << shared_by << " blocks and " << tiles << " tiles";
                 marlin::Product<T> product = {};
                 product.x = from;
@@ -117,7 +112,7 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
                 product.each = static_cast<int>(work / shared_by);
                 product.more = static_cast<int>(work % shared_by);
                 product.ahead = static_cast<int>(ahead);
-                launch_with(holds.shared, "four-bit product", multiply_kernel<T, kTokens, kScaled>,
+                launch_with(Of::kBytes, "four-bit product", multiply_kernel<T, kTokens, kScaled>,
                             shared_by, Of::kThreads, stream_of(x), product);
             };
             if (group % 128 == 0) {
@@ -133,12 +128,11 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
 int64_t room_for_parts(int64_t device) {
     const auto of = [&](auto some) {
         constexpr int kTokens = decltype(some)::value;
-        const int64_t blocks =
-            std::max({holds_multiply<__half, kTokens, 32>(device).blocks,
-                      holds_multiply<__half, kTokens, 128>(device).blocks,
-                      holds_multiply<__nv_bfloat16, kTokens, 32>(device).blocks,
-                      holds_multiply<__nv_bfloat16, kTokens, 128>(device).blocks});
-        return blocks * 2 * kTokens * marlin::Tile<kTokens>::kOutputs;
+        const int64_t blocks = std::max({resident_multiply<__half, kTokens, 32>(device),
+                                         resident_multiply<__half, kTokens, 128>(device),
+                                         resident_multiply<__nv_bfloat16, kTokens, 32>(device),
+                                         resident_multiply<__nv_bfloat16, kTokens, 128>(device)});
+        return blocks * 2 * marlin::Tile<kTokens>::kSums;
     };
     return std::max({of(std::integral_constant<int, 8>()), of(std::integral_constant<int, 16>()),
                      of(std::integral_constant<int, 32>()), of(std::integral_constant<int, 64>())});
