@@ -87,14 +87,16 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             auto run = [&](auto scaled) {
                 constexpr int kScaled = decltype(scaled)::value;
                 const int64_t holds = resident_multiply<T, kTokens, kScaled>(x.device().device_id);
-                int64_t shared_by = blocks;
-                if (shared_by == 0) {
-                    shared_by = std::min<int64_t>(holds, std::max<int64_t>(1, work / least));
-                    if (kTokens <= 8 && tiles * 5 >= holds * 2) shared_by = tiles;
-                }
-                shared_by = std::min(shared_by, work);
+                const int64_t most = blocks == 0 ? holds : blocks;
+                // whole tiles, which nobody needs to add up, unless too few blocks had work
+                const int64_t turns = (tiles + most - 1) / most;
+                const int64_t busy = (tiles + turns - 1) / turns;
+                const bool whole = kTokens <= 16 && busy * 5 >= most * 2;
+                const int64_t grain = whole ? spans : 1, grains = work / grain;
+                const int64_t worth = whole ? busy : std::max<int64_t>(1, work / least);
+                const int64_t shared_by = std::min(most, worth);
                 TVM_FFI_ICHECK(arrived.size(0) >= tiles &&
-                               (shared_by == tiles || parts.size(0) >= shared_by * 2 * Of::kSums))
+                               (whole || parts.size(0) >= shared_by * 2 * Of::kSums))
                     << "no room for " << shared_by << " blocks and " << tiles << " tiles";
                 marlin::Product<T> product = {};
                 product.x = from;
@@ -109,8 +111,9 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
                 product.inputs = static_cast<int>(inputs);
                 product.outputs = static_cast<int>(outputs);
                 product.shared = static_cast<int>(group / kScaled);
-                product.each = static_cast<int>(work / shared_by);
-                product.more = static_cast<int>(work % shared_by);
+                product.grain = static_cast<int>(grain);
+                product.each = static_cast<int>(grains / shared_by);
+                product.more = static_cast<int>(grains % shared_by);
                 product.ahead = static_cast<int>(ahead);
                 launch_with(Of::kBytes, "four-bit product", multiply_kernel<T, kTokens, kScaled>,
                             shared_by, Of::kThreads, stream_of(x), product);

@@ -31,9 +31,9 @@ constexpr int kUnpackThreads = 128;
 // How a block works on a tile.
 template <int kTokens>
 struct Tile {
-    static constexpr int kAcross = kTokens <= 8 ? 1 : 4;  // strips
-    static constexpr int kSplit = kTokens <= 8 ? 8 : 1;   // chunks that are done side by side
-    static constexpr int kBlocks = kTokens <= 8 ? 2 : kTokens <= 32 ? 3 : 2;  // a multiprocessor
+    static constexpr int kAcross = kTokens <= 8 ? 1 : kTokens <= 16 ? 2 : 4;  // strips
+    static constexpr int kSplit = kTokens <= 8 ? 8 : kTokens <= 16 ? 4 : 1;   // chunks at a time
+    static constexpr int kBlocks = kTokens == 32 ? 3 : 2;                     // on a multiprocessor
     static constexpr int kThreads = kAcross * kSplit * kWarp;
     static constexpr int kOutputs = kAcross * kStrip;
     static constexpr int kSums = kTokens * kOutputs;
@@ -57,13 +57,14 @@ struct Product {
     int64_t stride;
     int tokens, inputs, outputs;
     int shared;      // runs of kScaled inputs that share a zero and a scale
-    int each, more;  // items of a block; the first `more` blocks have another one
+    int grain;       // items that stay together
+    int each, more;  // grains of a block; the first `more` blocks have another one
     int ahead;       // spans that are brought to the second cache before inputs are there
 
-    __device__ int first_item(int block) const { return block * each + min(block, more); }
+    __device__ int first_item(int block) const { return (block * each + min(block, more)) * grain; }
     __device__ int block_of(int item) const {
-        const int long_ones = more * (each + 1);
-        return item < long_ones ? item / (each + 1) : more + (item - long_ones) / each;
+        const int at = item / grain, long_ones = more * (each + 1);
+        return at < long_ones ? at / (each + 1) : more + (at - long_ones) / each;
     }
 };
 
