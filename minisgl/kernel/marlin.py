@@ -21,7 +21,6 @@ _STRIP: Final = 32  # outputs of a warp
 _INPUTS: Final = 128  # of a chunk
 _FEW: Final = 256  # rows up to which a weight is unpacked where it is used
 _LEAST: Final = 4  # chunks that are worth a block of their own
-_AHEAD: Final = 4  # chunks that weights are in the second cache before they are used
 _TILES: Final = 1 << 16  # whose arrivals can be counted
 _BLOCK: Final = 1 << 24  # codes arranged at a time
 # codes[chunk, step, t, s, c, h, strip, m, r, g]: input 32 step + 8 t + 4 s + 2 c + h of a chunk,
@@ -52,7 +51,7 @@ class Packed(NamedTuple):
 
 
 def arranged(weight: Int4) -> Packed:
-    """A weight as the kernels take it; no number is changed.
+    """A weight as the kernels take it; no number that it stands for is changed.
 
     Raises ValueError for a shape that they do not have, with the numbers.
     """
@@ -62,6 +61,7 @@ def arranged(weight: Int4) -> Packed:
             f"a weight of {outputs} outputs and {inputs} inputs in groups of {weight.group}; "
             f"the Marlin kernel takes multiples of {_STRIP}, {_INPUTS} and 32"
         )
+    weight = _without_zero_scales(weight)
     chunks, strips = inputs // _INPUTS, outputs // _STRIP
     words = torch.empty(strips, chunks, 512, dtype=torch.int32, device=weight.codes.device)
     shifts = torch.tensor(_BITS, dtype=torch.int32, device=words.device)
@@ -88,6 +88,16 @@ def restored(weight: Packed) -> Int4:
     scales = groups.to(torch.int16).view(torch.float16)
     zeros = pack(groups >> 16 & 15)
     return Int4(pack(back.reshape(inputs, outputs)), zeros, scales, weight.dtype)
+
+
+def _without_zero_scales(weight: Int4) -> Int4:
+    """The same weight; where a scale is 0, which the kernels would divide by, codes are zeros."""
+    none = weight.scales == 0
+    if not none.any():
+        return weight
+    each = unpack(weight.zeros).repeat_interleave(weight.group, 0)
+    codes = torch.where(none.repeat_interleave(weight.group, 0), each, unpack(weight.codes))
+    return weight._replace(codes=pack(codes), scales=weight.scales.masked_fill(none, 1.0))
 
 
 def _turned(groups: Tensor, rows: int, columns: int) -> Tensor:
@@ -158,7 +168,7 @@ class MarlinInt4:
         weight, room = self._weight, self._room
         out = x.new_empty(len(x), self.shape[0])
         at = (weight.words, weight.groups, self._bias, out, room.parts, room.arrived)
-        room.module["multiply"](x, *at, weight.group, blocks, _LEAST, _AHEAD)
+        room.module["multiply"](x, *at, weight.group, blocks, _LEAST)
         return out
 
     def dequantise(self) -> Tensor:

@@ -23,11 +23,6 @@ __device__ inline uint4 load_once(const uint4* from) {
     return out;
 }
 
-// Bring 128 bytes from memory to the second cache, and wait for nothing.
-__device__ inline void fetch_ahead(const uint4* from) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
-}
-
 // One more has arrived; how many there were. What those and this thread's block wrote before is
 // seen by whoever comes after it in this block: no fence of every thread is needed.
 __device__ inline int arrive(int* at) {

@@ -9,6 +9,12 @@
 
 namespace {
 
+template <typename T, int kScaled>
+__global__ void __launch_bounds__(marlin::kFewThreads, marlin::kFewBlocks)
+    few_kernel(marlin::Product<T> product) {
+    marlin::multiply_few<T, kScaled>(product, dynamic_shared());
+}
+
 template <typename T, int kTokens, int kScaled>
 __global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads, marlin::Tile<kTokens>::kBlocks)
     multiply_kernel(marlin::Product<T> product) {
@@ -36,39 +42,68 @@ void of_type(const TensorView& x, F run) {
     }
 }
 
-// Run with the least tile of tokens that takes all of them, or the largest.
-template <typename F>
-void of_tokens(int64_t tokens, F run) {
-    if (tokens <= 8) {
-        run(std::integral_constant<int, 8>());
-    } else if (tokens <= 16) {
-        run(std::integral_constant<int, 16>());
-    } else if (tokens <= 32) {
-        run(std::integral_constant<int, 32>());
-    } else {
-        run(std::integral_constant<int, 64>());
-    }
-}
-
 // Blocks of a kernel that a GPU holds at a time: asked once.
-template <typename T, int kTokens, int kScaled>
-int64_t resident_multiply(int device) {
+template <auto kKernel>
+int64_t holds(int threads, int shared, int device) {
     static std::array<int64_t, 64> known = {};
     int64_t& blocks = known.at(device);
-    using Of = marlin::Tile<kTokens>;
-    if (blocks == 0) {
-        blocks = resident(multiply_kernel<T, kTokens, kScaled>, Of::kThreads, Of::kBytes, device);
-    }
+    if (blocks == 0) blocks = resident(kKernel, threads, shared, device);
     return blocks;
+}
+template <typename T, int kTokens, int kScaled>
+int64_t holds_tiles(int device) {
+    using Of = marlin::Tile<kTokens>;
+    return holds<multiply_kernel<T, kTokens, kScaled>>(Of::kThreads, Of::kBytes, device);
+}
+
+// Floats for parts that `multiply` may need with a tile of so many tokens.
+template <int kTokens>
+int64_t room_of(int device) {
+    using T = __nv_bfloat16;
+    const int64_t blocks = std::max(
+        {holds_tiles<T, kTokens, 32>(device), holds_tiles<T, kTokens, 128>(device),
+         holds_tiles<__half, kTokens, 32>(device), holds_tiles<__half, kTokens, 128>(device)});
+    return blocks * 2 * marlin::Tile<kTokens>::kSums;
+}
+
+template <typename T, int kScaled>
+void multiply_few(const marlin::Product<T>& product, int64_t blocks, int device,
+                  cudaStream_t stream) {
+    const int64_t strips = product.outputs / marlin::kStrip;
+    const int64_t most =
+        blocks > 0 ? blocks
+                   : holds<few_kernel<T, kScaled>>(marlin::kFewThreads, marlin::kFewRoom, device);
+    const int64_t turns = (strips + most - 1) / most;
+    launch_with(marlin::few_bytes(product.tokens, product.inputs), "four-bit product of few tokens",
+                few_kernel<T, kScaled>, (strips + turns - 1) / turns, marlin::kFewThreads, stream,
+                product);
+}
+
+template <typename T, int kTokens, int kScaled>
+void multiply_tiles(marlin::Product<T> product, int64_t blocks, int64_t least, int64_t num_parts,
+                    int64_t num_arrived, int device, cudaStream_t stream) {
+    using Of = marlin::Tile<kTokens>;
+    const int64_t across = (product.outputs + Of::kOutputs - 1) / Of::kOutputs;
+    const int64_t tiles = (product.tokens + kTokens - 1) / kTokens * across;
+    const int64_t work = tiles * (product.inputs / marlin::kInputs);
+    const int64_t most = blocks > 0 ? blocks : holds_tiles<T, kTokens, kScaled>(device);
+    const int64_t worth = blocks > 0 ? work : std::max<int64_t>(1, work / least);
+    const int64_t shared_by = std::min(most, worth);
+    TVM_FFI_ICHECK(num_arrived >= tiles && num_parts >= shared_by * 2 * Of::kSums)
+        << "no room for " << shared_by << " blocks and " << tiles << " tiles";
+    product.each = static_cast<int>(work / shared_by);
+    product.more = static_cast<int>(work % shared_by);
+    launch_with(Of::kBytes, "four-bit product", multiply_kernel<T, kTokens, kScaled>, shared_by,
+                Of::kThreads, stream, product);
 }
 
 // x: (tokens, inputs), rows of 16-byte pieces; weights, groups: see marlin::Product; bias:
 // (outputs,); out: (tokens, outputs), contiguous; parts: float32, arrived: int32 zeros, one for
-// each tile. blocks: how many share the work; 0: as many as the GPU holds at a time, of `least`
-// chunks each. ahead: see marlin::Product.
+// each tile. blocks: how many share the work at most; 0: as many as the GPU holds at a time, of
+// `least` chunks each.
 void multiply(TensorView x, TensorView weights, TensorView groups, Optional<TensorView> bias,
               TensorView out, TensorView parts, TensorView arrived, int64_t group, int64_t blocks,
-              int64_t least, int64_t ahead) {
+              int64_t least) {
     const int64_t tokens = x.size(0), inputs = x.size(1), outputs = out.size(1);
     if (tokens == 0) return;
     TVM_FFI_ICHECK(inputs % marlin::kInputs == 0 && outputs % marlin::kStrip == 0 &&
@@ -77,68 +112,50 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
         << " outputs";
     of_type(x, [&](auto* from) {
         using T = std::remove_pointer_t<decltype(from)>;
-        of_tokens(tokens, [&](auto some) {
-            constexpr int kTokens = decltype(some)::value;
-            using Of = marlin::Tile<kTokens>;
-            const int64_t across = (outputs + Of::kOutputs - 1) / Of::kOutputs;
-            const int64_t tiles = (tokens + kTokens - 1) / kTokens * across;
-            constexpr int64_t kSpan = Of::kSplit * marlin::kInputs;
-            const int64_t spans = (inputs + kSpan - 1) / kSpan, work = tiles * spans;
-            auto run = [&](auto scaled) {
-                constexpr int kScaled = decltype(scaled)::value;
-                const int64_t holds = resident_multiply<T, kTokens, kScaled>(x.device().device_id);
-                const int64_t most = blocks == 0 ? holds : blocks;
-                // whole tiles, which nobody needs to add up, unless too few blocks had work
-                const int64_t turns = (tiles + most - 1) / most;
-                const int64_t busy = (tiles + turns - 1) / turns;
-                const bool whole = kTokens <= 16 && busy * 5 >= most * 2;
-                const int64_t grain = whole ? spans : 1, grains = work / grain;
-                const int64_t worth = whole ? busy : std::max<int64_t>(1, work / least);
-                const int64_t shared_by = std::min(most, worth);
-                TVM_FFI_ICHECK(arrived.size(0) >= tiles &&
-                               (whole || parts.size(0) >= shared_by * 2 * Of::kSums))
-                    << "no room for " << shared_by << " blocks and " << tiles << " tiles";
-                marlin::Product<T> product = {};
-                product.x = from;
-                product.weights = pointer<const uint4>(weights);
-                product.groups = pointer<const uint4>(groups);
-                product.bias = pointer_or_null<const T>(bias);
-                product.out = pointer<T>(out);
-                product.parts = pointer<float>(parts);
-                product.arrived = pointer<int>(arrived);
-                product.stride = x.stride(0);
-                product.tokens = static_cast<int>(tokens);
-                product.inputs = static_cast<int>(inputs);
-                product.outputs = static_cast<int>(outputs);
-                product.shared = static_cast<int>(group / kScaled);
-                product.grain = static_cast<int>(grain);
-                product.each = static_cast<int>(grains / shared_by);
-                product.more = static_cast<int>(grains % shared_by);
-                product.ahead = static_cast<int>(ahead);
-                launch_with(Of::kBytes, "four-bit product", multiply_kernel<T, kTokens, kScaled>,
-                            shared_by, Of::kThreads, stream_of(x), product);
+        marlin::Product<T> product = {};
+        product.x = from;
+        product.weights = pointer<const uint4>(weights);
+        product.groups = pointer<const uint4>(groups);
+        product.bias = pointer_or_null<const T>(bias);
+        product.out = pointer<T>(out);
+        product.parts = pointer<float>(parts);
+        product.arrived = pointer<int>(arrived);
+        product.stride = x.stride(0);
+        product.tokens = static_cast<int>(tokens);
+        product.inputs = static_cast<int>(inputs);
+        product.outputs = static_cast<int>(outputs);
+        auto run = [&](auto scaled) {
+            constexpr int kScaled = decltype(scaled)::value;
+            product.shared = static_cast<int>(group / kScaled);
+            const cudaStream_t stream = stream_of(x);
+            const int device = x.device().device_id;
+            auto with_tiles = [&](auto some) {
+                multiply_tiles<T, decltype(some)::value, kScaled>(
+                    product, blocks, least, parts.size(0), arrived.size(0), device, stream);
             };
-            if (group % 128 == 0) {
-                run(std::integral_constant<int, 128>());
+            if (tokens <= marlin::kFew &&
+                marlin::few_bytes(product.tokens, product.inputs) <= marlin::kFewRoom) {
+                multiply_few<T, kScaled>(product, blocks, device, stream);
+            } else if (tokens <= 16) {
+                with_tiles(std::integral_constant<int, 16>());
+            } else if (tokens <= 32) {
+                with_tiles(std::integral_constant<int, 32>());
             } else {
-                run(std::integral_constant<int, 32>());
+                with_tiles(std::integral_constant<int, 64>());
             }
-        });
+        };
+        if (group % 128 == 0) {
+            run(std::integral_constant<int, 128>());
+        } else {
+            run(std::integral_constant<int, 32>());
+        }
     });
 }
 
 // Floats that `multiply` may need for parts on this GPU, whatever it multiplies.
 int64_t room_for_parts(int64_t device) {
-    const auto of = [&](auto some) {
-        constexpr int kTokens = decltype(some)::value;
-        const int64_t blocks = std::max({resident_multiply<__half, kTokens, 32>(device),
-                                         resident_multiply<__half, kTokens, 128>(device),
-                                         resident_multiply<__nv_bfloat16, kTokens, 32>(device),
-                                         resident_multiply<__nv_bfloat16, kTokens, 128>(device)});
-        return blocks * 2 * marlin::Tile<kTokens>::kSums;
-    };
-    return std::max({of(std::integral_constant<int, 8>()), of(std::integral_constant<int, 16>()),
-                     of(std::integral_constant<int, 32>()), of(std::integral_constant<int, 64>())});
+    const int of = static_cast<int>(device);
+    return std::max({room_of<16>(of), room_of<32>(of), room_of<64>(of)});
 }
 
 // weights, groups as above; out: (outputs, inputs), contiguous.

@@ -3,17 +3,17 @@
 // Source: Frantar et al. 2024 (MARLIN) for the idea: weights lie in memory as the registers of a
 // warp want them, fetches are under way while others are used, codes become numbers by bit
 // operations, and work is shared evenly among the multiprocessors, whatever the shape. Here weights
-// are the left side of a tensor core's product, so that 8 tokens waste nothing, and a group's scale
-// multiplies its float32 sum: the operands are codes less zeros, small whole numbers, and no weight
-// is rounded.
+// are the left side of a tensor core's product, so that 8 tokens waste nothing, and scales multiply
+// float32 sums: the operands are codes less zeros, small whole numbers, and no weight is rounded.
 //
-// A tile is kTokens tokens and 32 outputs for each of kAcross warps. It takes its inputs in spans
-// of kSplit chunks of 128, one chunk a warp: few tokens spread a tile's inputs over the warps of a
-// block, many share them among its warps. The spans of all tiles, one tile after the other, are
-// dealt out to the blocks in runs of equal length; a tile whose spans fell to several blocks is
-// added up by the one that comes last, in the order of the inputs, so that results repeat. Weights
-// go from memory to the second cache some spans ahead, and from there to registers one span ahead;
-// inputs, which warps share, go through shared memory.
+// A warp multiplies a strip of 32 outputs, chunk after chunk of 128 inputs. Weights go from memory
+// to its registers, one chunk ahead; inputs, which warps share, go through shared memory.
+//
+// Few tokens: a block holds all inputs, its warps take turns with a strip's chunks, and their sums
+// meet in the end. More tokens: a block's warps have a strip each, side by side: a tile. The chunks
+// of all tiles, one tile after the other, are dealt out to the blocks in runs of equal length; a
+// tile whose chunks fell to several blocks is added up by the one that comes last, in the order of
+// the inputs, so that results repeat.
 //
 // What the hardware does is tensor_core.cuh's; tests put an emulation in its place.
 #pragma once
@@ -28,28 +28,36 @@ constexpr int kUnit = kSteps * kWarp;      // 16-byte pieces of a strip's chunk
 constexpr int kPieces = kInputs * 2 / 16;  // 16-byte pieces of a token's inputs
 constexpr int kUnpackThreads = 128;
 
-// How a block works on a tile.
+// Few tokens: how many at most, and how a block works on them.
+constexpr int kFew = 8;
+constexpr int kFewWarps = 8;
+constexpr int kFewThreads = kFewWarps * kWarp;
+constexpr int kFewBlocks = 2;        // on a multiprocessor
+constexpr int kFewRoom = 96 * 1024;  // bytes of shared memory that every GPU of 8.x and later has
+constexpr int kFewSums = kFewThreads * 8;  // floats; there is room for them twice
+constexpr int few_bytes(int tokens, int inputs) {
+    return tokens * inputs * 2 + 2 * kFewSums * 4;
+}
+
+// More tokens: how a block works on a tile.
 template <int kTokens>
 struct Tile {
-    static constexpr int kAcross = kTokens <= 8 ? 1 : kTokens <= 16 ? 2 : 4;  // strips
-    static constexpr int kSplit = kTokens <= 8 ? 8 : kTokens <= 16 ? 4 : 1;   // chunks at a time
-    static constexpr int kBlocks = kTokens == 32 ? 3 : 2;                     // on a multiprocessor
-    static constexpr int kThreads = kAcross * kSplit * kWarp;
+    static constexpr int kAcross = 4;                      // strips, and warps
+    static constexpr int kBlocks = kTokens <= 32 ? 4 : 3;  // on a multiprocessor
+    static constexpr int kThreads = kAcross * kWarp;
     static constexpr int kOutputs = kAcross * kStrip;
     static constexpr int kSums = kTokens * kOutputs;
-    // Inputs of some spans in shared memory: piece p of token i is at p ^ 4 * (i % 2) of its row.
+    // Inputs of some chunks in shared memory: piece p of token i is at p ^ 4 * (i % 2) of its row.
     static constexpr int kStages = 4;
-    static constexpr int kRow = kSplit * kPieces;  // 16-byte pieces
-    static constexpr int kStage = kTokens * kRow;
-    // ... and behind them the sums of all warps but the first of each strip.
-    static constexpr int kBytes = kStages * kStage * 16 + (kSplit - 1) * kSums * 4 + 16;
+    static constexpr int kStage = kTokens * kPieces;  // 16-byte pieces
+    static constexpr int kBytes = kStages * kStage * 16 + 16;
 };
 
 template <typename T>
 struct Product {
     const T* x;            // (tokens, inputs), rows `stride` apart
     const uint4* weights;  // as kernel/marlin.py arranges them
-    const uint4* groups;   // likewise: the bits of a float16 scale, and above them a zero
+    const uint4* groups;   // likewise: the bits of a float16 scale, not 0, and above them a zero
     const T* bias;         // (outputs,) or nullptr
     T* out;                // (tokens, outputs)
     float* parts;          // (blocks, 2, kSums): of tiles that are not done
@@ -57,14 +65,16 @@ struct Product {
     int64_t stride;
     int tokens, inputs, outputs;
     int shared;      // runs of kScaled inputs that share a zero and a scale
-    int grain;       // items that stay together
-    int each, more;  // grains of a block; the first `more` blocks have another one
-    int ahead;       // spans that are brought to the second cache before inputs are there
+    int each, more;  // items of a block; the first `more` blocks have another one
 
-    __device__ int first_item(int block) const { return (block * each + min(block, more)) * grain; }
+    __device__ int first_item(int block) const { return block * each + min(block, more); }
     __device__ int block_of(int item) const {
-        const int at = item / grain, long_ones = more * (each + 1);
-        return at < long_ones ? at / (each + 1) : more + (at - long_ones) / each;
+        const int long_ones = more * (each + 1);
+        return item < long_ones ? item / (each + 1) : more + (item - long_ones) / each;
+    }
+    __device__ void write(int token, int output, float sum) const {
+        if (bias != nullptr) sum += to_float(bias[output]);
+        out[static_cast<int64_t>(token) * outputs + output] = from_float<T>(sum);
     }
 };
 
@@ -100,289 +110,334 @@ __device__ inline float scale_of(uint32_t group) {
     return half_bits(group & 0xffffu);
 }
 
-// A warp's way through the items of its block: a chunk of its strip each.
-template <int kAcross, int kSplit>
-struct Cursor {
-    const uint4* unit;  // this lane's first piece of the chunk
-    int item, span, token_tile;
-    int chunk, strip;  // of this warp; there need not be such ones
-    int chunks, strips, spans, token_tiles;
+// A chunk of a strip's weights on its way through a warp's registers. kScaled: inputs that share a
+// zero and a scale, 32 or 128; a larger group is treated as several.
+template <int kScaled>
+struct Chunk {
+    static constexpr int kSlots = kInputs / kScaled;
+    uint4 codes[kSteps], groups[kSlots];
 
-    template <typename T>
-    __device__ Cursor(const Product<T>& p, int first, int token_tiles_)
-        : item(first),
-          chunks(p.inputs / kInputs),
-          strips(p.outputs / kStrip),
-          spans((chunks + kSplit - 1) / kSplit),
-          token_tiles(token_tiles_) {
-        const int warp = threadIdx.x / kWarp;
-        span = first % spans;
-        token_tile = first / spans % token_tiles;
-        strip = first / spans / token_tiles * kAcross + warp % kAcross;
-        chunk = span * kSplit + warp / kAcross;
-        unit = p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit +
-               threadIdx.x % kWarp;
+    __device__ void fetch_codes(const uint4* unit, int step) {
+        codes[step] = load_once(unit + step * kWarp);
     }
-
-    __device__ bool there() const { return strip < strips && (kSplit == 1 || chunk < chunks); }
-
-    __device__ void advance() {
-        ++item;
-        unit += kSplit * kUnit;
-        chunk += kSplit;
-        if (++span < spans) return;
-        int moves = -spans * kSplit;  // back to the beginning of the strip
-        chunk += moves;
-        span = 0;
-        if (++token_tile == token_tiles) {
-            token_tile = 0;
-            strip += kAcross;
-            moves += kAcross * chunks;
-        }
-        unit += static_cast<int64_t>(moves) * kUnit;
+    template <typename T>
+    __device__ void fetch_groups(const Product<T>& p, int strip, int chunk, int slot) {
+        int row = chunk * kSlots + slot;
+        if (p.shared > 1) row /= p.shared;
+        const int64_t at = static_cast<int64_t>(row) * (p.outputs / kStrip) + strip;
+        groups[slot] = load_once(p.groups + at * 8 + threadIdx.x % kWarp / 4);
+    }
+    template <typename T>
+    __device__ void fetch(const Product<T>& p, const uint4* unit, int strip, int chunk) {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) fetch_codes(unit, step);
+#pragma unroll
+        for (int slot = 0; slot < kSlots; ++slot) fetch_groups(p, strip, chunk, slot);
     }
 };
 
-// What a block does. shared: Tile<kTokens>::kBytes. kScaled: inputs that share a zero and a scale,
-// 32 or 128; a larger group is treated as several.
+// A warp's sums: a strip's outputs for 8 * kTiles tokens, in units of the scales that came last.
+template <int kTiles>
+struct Sums {
+    float of[2][kTiles][4];
+    float scales[4];
+
+    __device__ void clear() {
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+            for (int r = 0; r < 4; ++r) of[0][tile][r] = of[1][tile][r] = 0.0f;
+        }
+#pragma unroll
+        for (int r = 0; r < 4; ++r) scales[r] = 1.0f;
+    }
+
+    __device__ void change(const float (&to)[4]) {
+        float factors[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) factors[r] = __fdividef(scales[r], to[r]);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+            for (int r = 0; r < 8; ++r) of[r / 4][tile][r % 4] *= factors[r / 2];
+        }
+#pragma unroll
+        for (int r = 0; r < 4; ++r) scales[r] = to[r];
+    }
+
+    // Add a chunk's products. inputs(tile, step): 16 bytes of token 8 * tile + lane / 4, of piece
+    // 4 * step + lane % 4. again(step), more(slot): called when these registers may be used again.
+    template <typename T, int kScaled, typename Inputs, typename Again, typename More>
+    __device__ void add(const Chunk<kScaled>& chunk, Inputs inputs, Again again, More more) {
+        constexpr int kTogether = kTiles < 4 ? kTiles : 4;  // tiles whose products take turns
+        uint32_t zeros[4];
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            if (step % (kScaled / 32) == 0) {
+                const uint4 group = chunk.groups[step / (kScaled / 32)];
+                const uint32_t rows[4] = {group.x, group.y, group.z, group.w};
+                float now[4];
+#pragma unroll
+                for (int r = 0; r < 4; ++r) {
+                    now[r] = scale_of(rows[r]);
+                    zeros[r] = zero_of<T>(rows[r]);
+                }
+                more(step / (kScaled / 32));
+                change(now);
+            }
+            const uint4 packed = chunk.codes[step];
+            uint32_t left[2][2][4];
+            decode<T>(left[0][0], packed.x, zeros);
+            decode<T>(left[0][1], packed.y, zeros);
+            decode<T>(left[1][0], packed.z, zeros + 2);
+            decode<T>(left[1][1], packed.w, zeros + 2);
+            again(step);
+#pragma unroll
+            for (int some = 0; some < kTiles; some += kTogether) {
+                uint32_t right[kTogether][4];
+#pragma unroll
+                for (int i = 0; i < kTogether; ++i) {
+                    const uint4 four = inputs(some + i, step);
+                    right[i][0] = four.x, right[i][1] = four.y;
+                    right[i][2] = four.z, right[i][3] = four.w;
+                }
+                // sums that wait for each other are as far apart as can be
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                    for (int i = 0; i < kTogether; ++i) {
+#pragma unroll
+                        for (int m = 0; m < 2; ++m) {
+                            multiply_add<T>(of[m][some + i], left[m][half], right[i] + 2 * half);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // use(sum, place among its thread's, token, output of the strip), for each.
+    template <typename Use>
+    __device__ void each(Use use) {
+        const int lane = threadIdx.x % kWarp;
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+            for (int r = 0; r < 8; ++r) {
+                use(of[r / 4][tile][r % 4], tile * 8 + r, tile * 8 + lane % 4 * 2 + r % 2,
+                    r / 2 * 8 + lane / 4);
+            }
+        }
+    }
+};
+
+// What a block does for few tokens: strip after strip, gridDim.x apart.
+// shared: few_bytes of it.
+template <typename T, int kScaled>
+__device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
+    const unsigned thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+    const unsigned g = lane / 4, t = lane % 4;
+    const int chunks = p.inputs / kInputs, strips = p.outputs / kStrip, row = chunks * kPieces;
+    float* const sums = reinterpret_cast<float*>(shared + p.tokens * row);
+
+    // weights may be fetched while the kernel that makes the inputs still runs
+    Chunk<kScaled> now;
+    int strip = blockIdx.x, chunk = warp;
+    auto unit_at = [&] {
+        return p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit + lane;
+    };
+    const uint4* unit = unit_at();
+    if (chunk < chunks) now.fetch(p, unit, strip, chunk);
+    wait_for_inputs();
+    for (int token = 0; token < p.tokens; ++token) {
+        const T* const from = p.x + token * p.stride;
+        for (int piece = thread; piece < row; piece += kFewThreads) {
+            copy_async(shared + token * row + (piece ^ token % 2 * 4), from + piece * 8);
+        }
+    }
+    end_copy_group();
+    wait_for_copies<0>();
+    __syncthreads();
+
+    const bool used = g < static_cast<unsigned>(p.tokens);
+    const uint4* const mine = shared + (used ? g : 0) * row + t;
+    Sums<1> total;
+    for (unsigned turn = 0;; turn ^= 1) {
+        const int current = strip;
+        const uint4* inputs = mine + warp * kPieces;
+        total.clear();
+#pragma unroll 1
+        for (int left = chunks - warp; left > 0; left -= kFewWarps) {
+            chunk += kFewWarps;
+            unit += kFewWarps * kUnit;
+            if (chunk >= chunks) {
+                strip += gridDim.x;
+                chunk = warp;
+                unit = unit_at();
+            }
+            const bool more = strip < strips;
+            total.template add<T>(
+                now,
+                [&](int, int step) {
+                    return used ? inputs[(step ^ g % 2) * 4] : uint4{0, 0, 0, 0};
+                },
+                [&](int step) {
+                    if (more) now.fetch_codes(unit, step);
+                },
+                [&](int slot) {
+                    if (more) now.fetch_groups(p, strip, chunk, slot);
+                });
+            inputs += kFewWarps * kPieces;
+        }
+        if (chunks <= static_cast<int>(warp)) strip += gridDim.x;
+        if (strip >= strips) let_next_start();  // all is under way
+        float* const to = sums + turn * kFewSums;
+        total.each([&](float sum, int place, int, int) {
+            to[(warp * 8 + place) * kWarp + lane] = sum * total.scales[place / 2];
+        });
+        __syncthreads();
+        // thread i adds up what lane i % 32 of each warp has at place i / 32
+        float sum = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kFewWarps; ++i) sum += to[(i * 8 + warp) * kWarp + lane];
+        const int token = t * 2 + warp % 2;
+        if (token < p.tokens) p.write(token, current * kStrip + warp / 2 * 8 + g, sum);
+        if (strip >= strips) return;
+    }
+}
+
+// What a block does for more tokens: first to last item, a tile's chunk each.
+// shared: Tile<kTokens>::kBytes.
 template <typename T, int kTokens, int kScaled>
 __device__ inline void multiply(const Product<T>& p, uint4* shared) {
     using Of = Tile<kTokens>;
-    constexpr int kAcross = Of::kAcross, kSplit = Of::kSplit;
-    constexpr int kTiles = kTokens / 8;                 // of a product's right side
-    constexpr int kTogether = kTiles < 4 ? kTiles : 4;  // tiles whose products take turns
-    constexpr int kSlots = kInputs / kScaled;
-    constexpr int kPerLine = 8;  // 16-byte pieces that come from memory together
-    constexpr int kStages = Of::kStages, kThreads = Of::kThreads;
-    constexpr int kStrips = kAcross * kWarp;  // threads that have a tile's sums in the end
-    float* const sums = reinterpret_cast<float*>(shared + kStages * Of::kStage);
-    volatile int* const is_last = reinterpret_cast<int*>(sums + (kSplit - 1) * Of::kSums);
+    constexpr int kAcross = Of::kAcross, kThreads = Of::kThreads, kStages = Of::kStages;
+    volatile int* const is_last = reinterpret_cast<int*>(shared + kStages * Of::kStage);
 
     const unsigned thread = threadIdx.x, lane = thread % kWarp, g = lane / 4, t = lane % 4;
-    const unsigned part = thread / kStrips, mine = thread % kStrips;
+    const int chunks = p.inputs / kInputs, strips = p.outputs / kStrip;
     const int token_tiles = (p.tokens + kTokens - 1) / kTokens;
     const int block = blockIdx.x, first = p.first_item(block), last = p.first_item(block + 1);
 
-    uint4 ring[kSteps], groups[kSlots];
-    using Way = Cursor<kAcross, kSplit>;
-    auto fetch_group = [&](const Way& of, int slot) {
-        int row = of.chunk * kSlots + slot;
-        if (p.shared > 1) row /= p.shared;
-        const int64_t strip = static_cast<int64_t>(row) * of.strips + of.strip;
-        groups[slot] = load_once(p.groups + strip * 8 + g);
-    };
-    auto fetch_unit = [&](const Way& of) {
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) ring[step] = load_once(of.unit + step * kWarp);
-#pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) fetch_group(of, slot);
-    };
+    int item = first, chunk = first % chunks, token_tile = first / chunks % token_tiles;
+    int strip = first / chunks / token_tiles * kAcross + static_cast<int>(thread / kWarp);
+    const uint4* unit = p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit + lane;
 
     // weights may be fetched while the kernel that makes the inputs still runs
-    Way next(p, first, token_tiles);
-    if (next.there()) fetch_unit(next);
-    Way at = next, entering = next;  // what is multiplied, whose inputs are fetched next
-    next.advance();
-    Way far = next;
-#pragma unroll 1
-    for (int i = 0; i < p.ahead && far.item < last; ++i) {
-        if (far.there() && lane < kUnit / kPerLine) {
-            fetch_ahead(far.unit + lane * (kPerLine - 1));
-        }
-        far.advance();
-    }
+    Chunk<kScaled> now;
+    if (strip < strips) now.fetch(p, unit, strip, chunk);
     wait_for_inputs();
 
     // this thread's part in the copies of inputs: some rows, one piece of each
-    constexpr int kRows = kThreads / Of::kRow;
-    const int my_row = thread / Of::kRow, my_piece = thread % Of::kRow;
-    const int my_place = my_row * Of::kRow + (my_piece ^ my_row % 2 * 4);
-    int my_input = entering.span * kSplit * kInputs + my_piece * 8;
-    const T* from = p.x + (entering.token_tile * kTokens + my_row) * p.stride + my_input;
-    unsigned turn = 0;  // of the stages
+    constexpr int kRows = kThreads / kPieces;
+    const int my_row = thread / kPieces, my_piece = thread % kPieces;
+    const int my_place = my_row * kPieces + (my_piece ^ my_row % 2 * 4);
+    int entering = first, entering_chunk = chunk, above = token_tile * kTokens + my_row;
+    const T* from = p.x + above * p.stride + chunk * kInputs + my_piece * 8;
     auto fetch_inputs = [&] {
-        uint4* const stage = shared + turn++ % kStages * Of::kStage + my_place;
-        const int above = entering.token_tile * kTokens + my_row;
+        uint4* const stage =
+            shared + static_cast<unsigned>(entering - first) % kStages * Of::kStage + my_place;
+        // what is there of tokens that do not exist goes into sums that nobody asks for
 #pragma unroll
         for (int i = 0; i < kTokens / kRows; ++i) {
-            const bool there = above + i * kRows < p.tokens && (kSplit == 1 || my_input < p.inputs);
-            copy_async(stage + i * kThreads, there ? from + i * kRows * p.stride : p.x, there);
+            if (above + i * kRows < p.tokens) {
+                copy_async(stage + i * kThreads, from + i * kRows * p.stride);
+            }
         }
-        ++entering.item;
-        from += kSplit * kInputs;
-        my_input += kSplit * kInputs;
-        if (++entering.span < entering.spans) return;
-        const int back = entering.spans * kSplit * kInputs;
-        entering.span = 0;
-        my_input -= back;
-        from -= back;
-        if (++entering.token_tile < token_tiles) {
-            from += kTokens * p.stride;
-        } else {
-            from -= (token_tiles - 1) * kTokens * p.stride;
-            entering.token_tile = 0;
-        }
+        ++entering;
+        from += kInputs;
+        if (++entering_chunk < chunks) return;
+        entering_chunk = 0;
+        above += kTokens;
+        if (above - my_row >= p.tokens) above = my_row;
+        from = p.x + above * p.stride + my_piece * 8;
     };
 #pragma unroll 1
     for (int i = 0; i < kStages - 1; ++i) {
-        if (entering.item < last) fetch_inputs();
+        if (entering < last) fetch_inputs();
         end_copy_group();
     }
 
-    float total[2][kTiles][4] = {};
+    Sums<kTokens / 8> total;
+    total.clear();
 #pragma unroll 1
-    for (unsigned i = 0; at.item < last; ++i) {
+    for (unsigned i = 0; item < last; ++i) {
         wait_for_copies<kStages - 2>();
         __syncthreads();  // everybody's copies of this chunk are there, and the last chunk is used
-        if (entering.item < last) fetch_inputs();
-        end_copy_group();                             // an empty one counts, too
-        if (next.item + 1 >= last) let_next_start();  // what is left is under way
+        if (entering < last) fetch_inputs();
+        end_copy_group();  // an empty one counts, too
 
-        if (at.there()) {
-            const bool more = next.item < last && next.there();
-            const uint4* const stage =
-                shared + i % kStages * Of::kStage + g * Of::kRow + part * kPieces + t;
-            float scales[4];
-            uint32_t zeros[4];
-            float sum[2][kTiles][4];  // of one group
-#pragma unroll
-            for (int step = 0; step < kSteps; ++step) {
-                if (step % (kScaled / 32) == 0) {
-                    const int slot = step / (kScaled / 32);
-                    const uint32_t of[4] = {groups[slot].x, groups[slot].y, groups[slot].z,
-                                            groups[slot].w};
-#pragma unroll
-                    for (int r = 0; r < 4; ++r) {
-                        scales[r] = scale_of(of[r]);
-                        zeros[r] = zero_of<T>(of[r]);
-                    }
-                    if (more) fetch_group(next, slot);
-#pragma unroll
-                    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-                        for (int r = 0; r < 4; ++r) sum[0][tile][r] = sum[1][tile][r] = 0.0f;
-                    }
-                }
-                uint32_t left[2][2][4];
-                decode<T>(left[0][0], ring[step].x, zeros);
-                decode<T>(left[0][1], ring[step].y, zeros);
-                decode<T>(left[1][0], ring[step].z, zeros + 2);
-                decode<T>(left[1][1], ring[step].w, zeros + 2);
-                if (more) ring[step] = load_once(next.unit + step * kWarp);
-#pragma unroll
-                for (int some = 0; some < kTiles; some += kTogether) {
-                    uint32_t right[kTogether][4];
-#pragma unroll
-                    for (int i = 0; i < kTogether; ++i) {
-                        const uint4 of = stage[(some + i) * 8 * Of::kRow + (step ^ g % 2) * 4];
-                        right[i][0] = of.x, right[i][1] = of.y, right[i][2] = of.z;
-                        right[i][3] = of.w;
-                    }
-                    // sums that wait for each other are as far apart as can be
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-                        for (int i = 0; i < kTogether; ++i) {
-#pragma unroll
-                            for (int m = 0; m < 2; ++m) {
-                                multiply_add<T>(sum[m][some + i], left[m][half],
-                                                right[i] + 2 * half);
-                            }
-                        }
-                    }
-                }
-                if ((step + 1) % (kScaled / 32) == 0) {
-#pragma unroll
-                    for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-                        for (int r = 0; r < 8; ++r) {
-                            total[r / 4][tile][r % 4] += sum[r / 4][tile][r % 4] * scales[r / 2];
-                        }
-                    }
-                }
+        const int number = item / chunks, this_strip = strip, this_tile = token_tile;
+        bool ends = ++item == last;
+        unit += kUnit;
+        if (++chunk == chunks) {
+            ends = true;
+            chunk = 0;
+            int strips_on = -1;  // back to the beginning of this one
+            if (++token_tile == token_tiles) {
+                token_tile = 0;
+                strip += kAcross;
+                strips_on = kAcross - 1;
             }
-        } else if (next.item < last && next.there()) {
-            fetch_unit(next);
+            unit += static_cast<int64_t>(strips_on) * chunks * kUnit;
         }
+        const bool more = item < last && strip < strips;
+        if (this_strip < strips) {
+            const uint4* const stage = shared + i % kStages * Of::kStage + g * kPieces + t;
+            total.template add<T>(
+                now,
+                [&](int tile, int step) { return stage[tile * 8 * kPieces + (step ^ g % 2) * 4]; },
+                [&](int step) {
+                    if (more) now.fetch_codes(unit, step);
+                },
+                [&](int slot) {
+                    if (more) now.fetch_groups(p, strip, chunk, slot);
+                });
+        } else if (more) {
+            now.fetch(p, unit, strip, chunk);
+        }
+        if (item + 1 >= last) let_next_start();  // all is under way
+        if (!ends) continue;
 
-        if (at.span == at.spans - 1 || at.item == last - 1) {
-            const int number = at.item / at.spans;
-            const int b0 = p.block_of(number * at.spans);
-            const int b1 = p.block_of((number + 1) * at.spans - 1);
-            const int above = at.token_tile * kTokens + 2 * t;
-            auto each_sum = [&](auto use) {  // a sum's place among its thread's, its token and row
-#pragma unroll
-                for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-                    for (int r = 0; r < 8; ++r) {
-                        const int token = above + tile * 8 + r % 2;
-                        if (at.strip < at.strips && token < p.tokens) {
-                            use(total[r / 4][tile][r % 4], tile * 8 + r, token, r / 2 * 8 + g);
-                        }
-                    }
-                }
-            };
-            if (kSplit > 1) {  // a strip's warps meet in shared memory
-                if (part > 0) {
-                    float* const to = sums + (part - 1) * Of::kSums + mine;
-                    each_sum([&](float& x, int place, int, int) { to[place * kStrips] = x; });
-                }
-                __syncthreads();
-                if (part == 0) {
-                    each_sum([&](float& x, int place, int, int) {
-#pragma unroll
-                        for (int i = 0; i < kSplit - 1; ++i) {
-                            x += sums[i * Of::kSums + place * kStrips + mine];
-                        }
+        const int b0 = p.block_of(number * chunks), b1 = p.block_of((number + 1) * chunks - 1);
+        const int tokens = this_strip < strips ? p.tokens - this_tile * kTokens : 0;
+        // a block has two tiles that are not its own at most: its first and its last; those that
+        // follow a tile's first block begin with it
+        auto part_of = [&](int b) {
+            const bool second = b == b0 && p.first_item(b) < number * chunks;
+            return p.parts + (static_cast<int64_t>(b) * 2 + second) * Of::kSums + thread;
+        };
+        total.each([&](float& sum, int place, int, int) { sum *= total.scales[place % 8 / 2]; });
+        bool finish = true;
+        if (b0 != b1) {
+            float* const to = part_of(block);
+            total.each([&](float sum, int place, int token, int) {
+                if (token < tokens) to[place * kThreads] = sum;
+            });
+            __syncthreads();
+            if (thread == 0) *is_last = arrive(p.arrived + number) == b1 - b0;
+            __syncthreads();
+            finish = *is_last;
+            if (finish) {
+                if (thread == 0) p.arrived[number] = 0;
+                total.each([](float& sum, int, int, int) { sum = 0.0f; });
+#pragma unroll 1
+                for (int b = b0; b <= b1; ++b) {
+                    const float* const other = part_of(b);
+                    total.each([&](float& sum, int place, int token, int) {
+                        if (token < tokens) sum += __ldcg(other + place * kThreads);
                     });
                 }
             }
-            // a block has two tiles that are not its own at most: its first and its last; those
-            // that follow a tile's first block begin with it
-            auto part_of = [&](int b) {
-                const bool second = b == b0 && p.first_item(b) < number * at.spans;
-                return p.parts + (static_cast<int64_t>(b) * 2 + second) * Of::kSums + mine;
-            };
-            bool finish = true;
-            if (b0 != b1) {
-                float* const to = part_of(block);
-                if (part == 0) {
-                    each_sum([&](float& x, int place, int, int) { to[place * kStrips] = x; });
-                }
-                __syncthreads();
-                if (thread == 0) *is_last = arrive(p.arrived + number) == b1 - b0;
-                __syncthreads();
-                finish = *is_last;
-                if (finish) {
-                    if (thread == 0) p.arrived[number] = 0;
-                    each_sum([](float& x, int, int, int) { x = 0.0f; });
-                    if (part == 0) {
-#pragma unroll(kTiles == 1 ? 4 : 1)
-                        for (int b = b0; b <= b1; ++b) {
-                            const float* const other = part_of(b);
-                            each_sum([&](float& x, int place, int, int) {
-                                x += __ldcg(other + place * kStrips);
-                            });
-                        }
-                    }
-                }
-            }
-            if (finish && part == 0) {
-                each_sum([&](float& x, int, int token, int row) {
-                    const int output = at.strip * kStrip + row;
-                    const float bias = p.bias == nullptr ? 0.0f : to_float(p.bias[output]);
-                    p.out[static_cast<int64_t>(token) * p.outputs + output] =
-                        from_float<T>(x + bias);
-                });
-            }
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-                for (int r = 0; r < 4; ++r) total[0][tile][r] = total[1][tile][r] = 0.0f;
-            }
         }
-        at.advance();
-        next.advance();
+        if (finish) {
+            total.each([&](float sum, int, int token, int row) {
+                if (token < tokens) {
+                    p.write(this_tile * kTokens + token, this_strip * kStrip + row, sum);
+                }
+            });
+        }
+        total.clear();
     }
 }
 

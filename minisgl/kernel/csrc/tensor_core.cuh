@@ -3,12 +3,10 @@
 #pragma once
 #include "device.cuh"
 
-// Copy 16 bytes to shared memory; zeros if they are not wanted.
-__device__ inline void copy_async(void* shared, const void* global, bool wanted) {
+// Copy 16 bytes to shared memory.
+__device__ inline void copy_async(void* shared, const void* global) {
     const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-    const int bytes = wanted ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(bytes)
-                 : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
 
 // The copies since the last call are a group.

@@ -96,15 +96,8 @@ struct Index {
 struct Copy {
     void* to;
     const void* from;
-    bool wanted;
 
-    void happen() const {
-        if (wanted) {
-            std::memcpy(to, from, 16);
-        } else {
-            std::memset(to, 0, 16);
-        }
-    }
+    void happen() const { std::memcpy(to, from, 16); }
 };
 
 struct Barrier {
@@ -199,6 +192,9 @@ inline int arrive(int* at) {
 inline float __ldcg(const float* at) {
     return emulated::known(at, 4) ? *at : NAN;
 }
+inline float __fdividef(float x, float y) {
+    return x / y;
+}
 inline float rsqrtf(float x) {
     return 1.0f / std::sqrt(x);
 }
@@ -210,9 +206,6 @@ inline uint4* dynamic_shared() {
 }
 inline uint4 load_once(const uint4* from) {
     return emulated::known(from, 16) ? *from : uint4{~0u, ~0u, ~0u, ~0u};
-}
-inline void fetch_ahead(const uint4* from) {
-    emulated::known(from, 128);
 }
 inline float __shfl_xor_sync(uint32_t, float x, int other) {
     emulated::Lane* lanes = emulated::lanes_of_warp();

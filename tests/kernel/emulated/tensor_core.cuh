@@ -2,7 +2,7 @@
 #pragma once
 #include "device.cuh"
 
-inline void copy_async(void* shared, const void* global, bool wanted) {
+inline void copy_async(void* shared, const void* global) {
     using namespace emulated;
     const auto to = static_cast<unsigned char*>(shared) - shared_memory;
     if (!known(global, 16)) return;
@@ -12,7 +12,7 @@ inline void copy_async(void* shared, const void* global, bool wanted) {
     if (to % 16 || reinterpret_cast<uintptr_t>(global) % 16)
         machine.problem = "a copy off 16 bytes";
     if (!machine.problem.empty()) return;
-    const Copy copy{shared, global, wanted};
+    const Copy copy{shared, global};
     if (machine.eager) {
         copy.happen();
     } else {
