@@ -36,7 +36,7 @@ class CudaKernels:
 
     def __init__(self, module: Any = None) -> None:
         module = module or load_cuda(torch.cuda.get_device_capability())
-        self._plain, self._gemv = PlainKernels(), module["gemv"]
+        self._plain, self._gemv = PlainKernels(), module["product"]
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
         self._turn_and_store = module["turn_and_store"]

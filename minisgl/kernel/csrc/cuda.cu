@@ -7,35 +7,12 @@
 // meanwhile, which nobody writes.
 #include "device.cuh"
 #include "host.cuh"
+#include "product.cuh"
+#include "rows.cuh"
 
 namespace {
 
 constexpr int kVectors = 4;  // 16-byte pieces of a row that one thread keeps in registers
-constexpr int kMaxThreads = 1024;
-
-// 16 bytes of numbers, read and written at once.
-template <typename T>
-struct alignas(16) Pack {
-    static constexpr int kSize = 16 / sizeof(T);
-    T at[kSize];
-};
-
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-        x += __shfl_xor_sync(0xffffffffu, x, offset);
-    }
-    return x;
-}
-
-// The sum over a block, in every thread. scratch: one float for each warp.
-__device__ inline float block_sum(float x, float* scratch) {
-    x = warp_sum(x);
-    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
-    __syncthreads();
-    const int warps = blockDim.x / kWarp;
-    return warp_sum(threadIdx.x % kWarp < warps ? scratch[threadIdx.x % kWarp] : 0.0f);
-}
 
 // One block a row: out = (x + residual) / rms * weight; the sum goes to residual, if there is one.
 template <typename T>
@@ -57,32 +34,19 @@ __global__ void rms_norm_kernel(const T* x, T* residual, const T* weight, float 
         if (at >= count) break;
         kept[i] = from[at];
         if (base != nullptr) {
-            const P other = base[at];
-#pragma unroll
-            for (int j = 0; j < P::kSize; ++j) {
-                kept[i].at[j] = from_float<T>(to_float(kept[i].at[j]) + to_float(other.at[j]));
-            }
+            kept[i] = added(kept[i], base[at]);
             base[at] = kept[i];
         }
-#pragma unroll
-        for (int j = 0; j < P::kSize; ++j) {
-            const float value = to_float(kept[i].at[j]);
-            squares += value * value;
-        }
+        squares = add_squares(squares, kept[i]);
     }
-    const float scale = rsqrtf(block_sum(squares, scratch) / static_cast<float>(size) + eps);
+    const float scale = norm_scale(block_sum(squares, scratch), size, eps);
     const P* weights = reinterpret_cast<const P*>(weight);
     P* to = reinterpret_cast<P*>(out + row * size);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
         const int at = threadIdx.x + i * blockDim.x;
         if (at >= count) break;
-        const P factor = weights[at];
-#pragma unroll
-        for (int j = 0; j < P::kSize; ++j) {
-            kept[i].at[j] = from_float<T>(to_float(kept[i].at[j]) * scale * to_float(factor.at[j]));
-        }
-        to[at] = kept[i];
+        to[at] = scaled(kept[i], scale, weights[at]);
     }
 }
 
@@ -96,14 +60,7 @@ __global__ void silu_and_mul_kernel(const T* x, T* out, int64_t size, int64_t pi
     if (index >= pieces) return;
     const int64_t across = size / P::kSize, row = index / across, column = index % across;
     const P* from = reinterpret_cast<const P*>(x) + row * 2 * across + column;
-    const P gate = from[0], up = from[across];
-    P result;
-#pragma unroll
-    for (int j = 0; j < P::kSize; ++j) {
-        const float g = to_float(gate.at[j]);
-        result.at[j] = from_float<T>(g / (1.0f + __expf(-g)) * to_float(up.at[j]));
-    }
-    reinterpret_cast<P*>(out)[index] = result;
+    reinterpret_cast<P*>(out)[index] = gated(from[0], from[across]);
 }
 
 // Where new keys and values go, and how a token's heads are shared out.
@@ -209,91 +166,6 @@ __global__ void flatten_pages_kernel(const int32_t* pages, int64_t stride, const
     for (int i = threadIdx.x; i < count; i += blockDim.x) out[begin + i] = pages[row * stride + i];
 }
 
-// 16 bytes of a weight: read once, so they need not stay in the first cache.
-template <typename T>
-__device__ inline Pack<T> fetch(const Pack<T>* from) {
-    const uint4 bits = load_once(reinterpret_cast<const uint4*>(from));
-    return reinterpret_cast<const Pack<T>&>(bits);
-}
-
-constexpr int kGemvThreads = 256;
-constexpr int kAhead = 4;  // pieces of a row that a thread fetches before it uses the first
-
-// out = x W^T + bias for few tokens. kSplit warps share kRows rows of W, 16 bytes a thread in turn.
-// x: (kTokens, inputs); weight: (outputs, inputs); out: (kTokens, outputs).
-template <typename T, int kTokens, int kRows, int kSplit>
-__global__ void __launch_bounds__(kGemvThreads)
-    gemv_kernel(const T* x, const T* weight, const T* bias, T* out, int inputs, int outputs) {
-    using P = Pack<T>;
-    constexpr int kGroups = kGemvThreads / kWarp / kSplit;
-    __shared__ float parts[kGroups][kSplit][kTokens * kRows];
-    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-    const int group = warp / kSplit, part = warp % kSplit;
-    const int row = (blockIdx.x * kGroups + group) * kRows, pieces = inputs / P::kSize;
-    constexpr int kStride = kSplit * kWarp;
-    const P* from[kRows];
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-        const int mine = min(row + r, outputs - 1);
-        from[r] = reinterpret_cast<const P*>(weight + static_cast<int64_t>(mine) * inputs);
-    }
-    P now[kRows][kAhead];
-    const int first = part * kWarp + lane;
-    auto fetch_from = [&](int at) {
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-#pragma unroll
-            for (int r = 0; r < kRows; ++r) {
-                if (at + i * kStride < pieces) now[r][i] = fetch(from[r] + at + i * kStride);
-            }
-        }
-    };
-    fetch_from(first);
-    wait_for_inputs();
-    float sums[kTokens][kRows] = {};
-    const P* inputs_of = reinterpret_cast<const P*>(x);
-    for (int at = first; at < pieces; at += kAhead * kStride) {
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-            const int place = at + i * kStride;
-            if (place >= pieces) break;
-#pragma unroll
-            for (int t = 0; t < kTokens; ++t) {
-                const P value = inputs_of[t * pieces + place];
-#pragma unroll
-                for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-                    for (int j = 0; j < P::kSize; ++j) {
-                        sums[t][r] += to_float(value.at[j]) * to_float(now[r][i].at[j]);
-                    }
-                }
-            }
-            const int next = place + kAhead * kStride;  // refilled as soon as it is used
-            if (next < pieces) {
-#pragma unroll
-                for (int r = 0; r < kRows; ++r) now[r][i] = fetch(from[r] + next);
-            }
-        }
-    }
-    let_next_start();  // not before: blocks that wait would take the room of some that read
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-            const float sum = warp_sum(sums[t][r]);
-            if (lane == 0) parts[group][part][t * kRows + r] = sum;
-        }
-    }
-    __syncthreads();
-    if (part != 0 || lane >= kTokens * kRows) return;
-    const int token = lane / kRows, mine = row + lane % kRows;
-    if (mine >= outputs) return;
-    float sum = bias == nullptr ? 0.0f : to_float(bias[mine]);
-#pragma unroll
-    for (int p = 0; p < kSplit; ++p) sum += parts[group][p][lane];
-    out[static_cast<int64_t>(token) * outputs + mine] = from_float<T>(sum);
-}
-
 template <typename F>
 void dispatch(const TensorView& x, F run) {
     const DLDataType type = x.dtype();
@@ -371,46 +243,70 @@ void turn_and_store(TensorView qkv, Optional<TensorView> weight, double eps, Ten
     });
 }
 
-template <typename T, int kTokens>
-void gemv_of(const T* x, const T* weight, const T* bias, T* out, int inputs, int outputs,
-             cudaStream_t stream) {
-    constexpr int kWarps = kGemvThreads / kWarp;
-    auto run = [&](auto kernel, int rows, int split) {
-        const int each = kWarps / split * rows;
-        launch("gemv", kernel, (outputs + each - 1) / each, kGemvThreads, stream, x, weight, bias,
-               out, inputs, outputs);
-    };
-    // enough warps to keep every multiprocessor's memory requests coming, none without work
-    if (outputs >= 16384) {
-        run(gemv_kernel<T, kTokens, 2, 1>, 2, 1);
-    } else if (outputs >= 4096) {
-        run(gemv_kernel<T, kTokens, 2, 2>, 2, 2);
-    } else {
-        run(gemv_kernel<T, kTokens, 1, 4>, 1, 4);
-    }
+// out: (tokens, outputs), tokens 1, 2 or 4; weight: (outputs, inputs), contiguous; make_input: of
+// the type that is computed in, what the input rows are.
+template <typename F>
+void multiply(TensorView weight, const Optional<TensorView>& bias, TensorView out, F make_input) {
+    const int inputs = static_cast<int>(weight.size(1)), outputs = static_cast<int>(weight.size(0));
+    TVM_FFI_ICHECK(out.size(1) == outputs) << "weight and out do not fit";
+    dispatch(weight, [&](auto* numbers) {
+        using T = std::remove_pointer_t<decltype(numbers)>;
+        constexpr int kSize = Pack<T>::kSize;
+        TVM_FFI_ICHECK(inputs % kSize == 0) << "rows of " << inputs << " numbers";
+        const auto input = make_input(numbers);
+        auto run = [&](auto tokens, auto tile) {
+            product_of<decltype(tile), decltype(tokens)::value>(
+                input, numbers, pointer_or_null<T>(bias), pointer<T>(out), inputs, outputs,
+                weight.device().device_id, stream_of(weight));
+        };
+        auto run_for = [&](auto tokens) {
+            constexpr int kRoom = decltype(tokens)::value < 4 ? 4 : 2;  // sums need registers, too
+            if (inputs / kSize >= 8 * kWarp) {
+                run(tokens, Tile<4, 8, 2, 256, 2, kRoom>{});
+            } else {
+                run(tokens, Tile<4, 4, 2, 256, 2, kRoom>{});
+            }
+        };
+        if (out.size(0) == 1) {
+            run_for(std::integral_constant<int, 1>{});
+        } else if (out.size(0) == 2) {
+            run_for(std::integral_constant<int, 2>{});
+        } else {
+            TVM_FFI_ICHECK(out.size(0) == 4) << out.size(0) << " tokens";
+            run_for(std::integral_constant<int, 4>{});
+        }
+    });
 }
 
-// x: (tokens, inputs), tokens 1, 2 or 4; weight: (outputs, inputs); out: (tokens, outputs).
-void gemv(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView out) {
-    const int tokens = static_cast<int>(x.size(0)), inputs = static_cast<int>(x.size(1));
-    const int outputs = static_cast<int>(weight.size(0));
-    TVM_FFI_ICHECK(weight.size(1) == inputs && out.size(1) == outputs && out.size(0) == tokens)
-        << "x, weight and out do not fit";
-    dispatch(x, [&](auto* from) {
-        using T = std::remove_pointer_t<decltype(from)>;
-        TVM_FFI_ICHECK(inputs % Pack<T>::kSize == 0) << "rows of " << inputs << " numbers";
-        auto run = [&](auto kernel) {
-            kernel(from, pointer<T>(weight), pointer_or_null<T>(bias), pointer<T>(out), inputs,
-                   outputs, stream_of(x));
-        };
-        if (tokens == 1) {
-            run(gemv_of<T, 1>);
-        } else if (tokens == 2) {
-            run(gemv_of<T, 2>);
-        } else {
-            TVM_FFI_ICHECK(tokens == 4) << tokens << " tokens";
-            run(gemv_of<T, 4>);
-        }
+// x: (tokens, inputs), contiguous. The rest, here and below: see multiply.
+void product(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView out) {
+    TVM_FFI_ICHECK(x.size(0) == out.size(0) && x.size(1) == weight.size(1)) << "x does not fit";
+    multiply(weight, bias, out, [&](auto* numbers) {
+        using T = std::remove_pointer_t<decltype(numbers)>;
+        return AsTheyAre<T>{pointer<T>(x)};
+    });
+}
+
+// x, residual, sum: (tokens, inputs), contiguous, sum in memory of its own; norm: (inputs,).
+void normed_product(TensorView x, Optional<TensorView> residual, TensorView norm, double eps,
+                    Optional<TensorView> sum, TensorView weight, Optional<TensorView> bias,
+                    TensorView out) {
+    TVM_FFI_ICHECK(x.size(0) == out.size(0) && x.size(1) == weight.size(1) &&
+                   norm.size(0) == x.size(1) && residual.has_value() == sum.has_value())
+        << "x, residual, norm and sum do not fit";
+    multiply(weight, bias, out, [&](auto* numbers) {
+        using T = std::remove_pointer_t<decltype(numbers)>;
+        return Normed<T>{pointer<T>(x), pointer_or_null<T>(residual), pointer<T>(norm),
+                         static_cast<float>(eps), pointer_or_null<T>(sum)};
+    });
+}
+
+// x: (tokens, 2 * inputs), contiguous.
+void gated_product(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView out) {
+    TVM_FFI_ICHECK(x.size(0) == out.size(0) && x.size(1) == 2 * weight.size(1)) << "x does not fit";
+    multiply(weight, bias, out, [&](auto* numbers) {
+        using T = std::remove_pointer_t<decltype(numbers)>;
+        return Gated<T>{pointer<T>(x)};
     });
 }
 
@@ -443,6 +339,8 @@ void flatten_pages(TensorView pages, TensorView first, TensorView out) {
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(turn_and_store, turn_and_store);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(gemv, gemv);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(product, product);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(normed_product, normed_product);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(gated_product, gated_product);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode_inputs, decode_inputs);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(flatten_pages, flatten_pages);

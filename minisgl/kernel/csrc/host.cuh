@@ -41,21 +41,33 @@ void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int thr
     launch_with(0, what, kernel, blocks, threads, stream, args...);
 }
 
+// Multiprocessors of a GPU.
+inline int processors(int device) {
+    int count = 0;
+    const cudaError_t error =
+        cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+    TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
+    return count;
+}
+
+// A kernel may be launched with so many bytes of dynamic shared memory.
+template <typename... Params>
+void allow_shared(void (*kernel)(Params...), int shared) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+    TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
+}
+
 // Blocks of a kernel that a GPU holds at a time; shared: bytes that each of them asks for.
 template <typename... Params>
 int64_t resident(void (*kernel)(Params...), int threads, int shared, int device) {
-    int each = 0, processors = 0;
-    cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error == cudaSuccess) {
-        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
-    }
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    }
+    int each = 0;
+    allow_shared(kernel, shared);
+    const cudaError_t error =
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
     TVM_FFI_ICHECK(error == cudaSuccess && each > 0)
         << cudaGetErrorString(error) << "; " << each << " blocks fit a multiprocessor";
-    return int64_t{each} * processors;
+    return int64_t{each} * processors(device);
 }
 
 template <typename T>
