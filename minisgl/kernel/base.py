@@ -82,6 +82,20 @@ class Kernels(Protocol):
         """silu of the first half times the second half: (tokens, 2n) -> (tokens, n). x is kept."""
         ...
 
+    def normed_product(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add x to ``residual``, if there is one; the norm of the sum is multiplied.
+
+        x, residual: (tokens, inputs). Returns the product and the sum, which may be x itself or in
+        the residual's memory: whoever calls gives up both.
+        """
+        ...
+
+    def gated_product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """What ``silu_and_mul`` makes of x is multiplied. x: (tokens, 2 * inputs), kept."""
+        ...
+
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from minisgl.kernel import separate
 from minisgl.kernel.base import DecodeInputs, DecodeTables, Matrix, Place
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.int4 import Int4
@@ -24,7 +25,8 @@ _PIECE: Final = 16  # bytes that a thread reads at a time
 _LARGEST_NORM: Final = 4 * 1024 * _PIECE  # bytes of a row that one block keeps in registers
 _LARGEST_HEAD: Final = 256
 _FEW_TOKENS: Final = (1, 2, 4)
-_SMALL: Final = 4096  # outputs and inputs of a matrix for which few tokens have a way of their own
+_LARGEST_INPUT: Final = 64 << 10  # bytes of few tokens' rows, of which each block makes a copy
+_TALLEST: Final = 1 << 15  # outputs of a matrix for which few tokens have a way of their own
 
 
 class CudaKernels:
@@ -36,7 +38,7 @@ class CudaKernels:
 
     def __init__(self, module: Any = None) -> None:
         module = module or load_cuda(torch.cuda.get_device_capability())
-        self._plain, self._gemv = PlainKernels(), module["product"]
+        self._plain, self._module = PlainKernels(), module
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
         self._turn_and_store = module["turn_and_store"]
@@ -47,9 +49,9 @@ class CudaKernels:
         """See ``Kernels``."""
         plain = self._plain.matrix(weight, bias, half=half, rows=rows)
         fits = weight.shape[1] * weight.element_size() % _PIECE == 0 and weight.is_contiguous()
-        if not fits or max(weight.shape) > _SMALL:
+        if not fits or len(weight) > _TALLEST:
             return plain
-        return _Few(self._gemv, plain, weight, bias)
+        return _Few(self._module, plain, weight, bias)
 
     def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
         """See ``Kernels``. As torch has it."""
@@ -80,6 +82,21 @@ class CudaKernels:
         self._silu_and_mul(x, out)
         return out
 
+    def normed_product(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels``. In one kernel for few tokens; the sum is then in new memory."""
+        whole = residual is None or residual.is_contiguous()
+        if isinstance(matrix, _Few) and matrix.takes(x) and whole:
+            return matrix.normed(x, residual, weight, eps)
+        return separate.normed_product(self, matrix, x, residual, weight, eps)
+
+    def gated_product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """See ``Kernels``. In one kernel for few tokens."""
+        if isinstance(matrix, _Few) and matrix.takes(x):
+            return matrix.gated(x)
+        return separate.gated_product(self, matrix, x)
+
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,16 +121,40 @@ def _has_norm(x: Tensor) -> bool:
 
 
 class _Few:
-    """A matrix that knows a way of its own for few tokens."""
+    """A matrix that knows a way of its own for few tokens: csrc/product.cuh."""
 
-    def __init__(self, gemv: Any, plain: Matrix, weight: Tensor, bias: Tensor | None) -> None:
-        self._gemv, self._plain, self._weight, self._bias = gemv, plain, weight, bias
+    def __init__(self, module: Any, plain: Matrix, weight: Tensor, bias: Tensor | None) -> None:
+        self._product = module["product"]
+        self._normed, self._gated = module["normed_product"], module["gated_product"]
+        self._plain, self._weight, self._bias = plain, weight, bias
         self.shape, self.num_bytes, self.rows = plain.shape, plain.num_bytes, plain.rows
+        row = weight.shape[1] * weight.element_size()
+        self._tokens = tuple(n for n in _FEW_TOKENS if n * row <= _LARGEST_INPUT)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See ``Matrix``."""
-        if len(x) not in _FEW_TOKENS or not x.is_contiguous():
+        if not self.takes(x):
             return self._plain(x)
         out = x.new_empty(len(x), self.shape[0])
-        self._gemv(x, self._weight, self._bias, out)
+        self._product(x, self._weight, self._bias, out)
+        return out
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether what is made of x, or x itself, is multiplied in the way for few tokens."""
+        return len(x) in self._tokens and x.is_contiguous()
+
+    def normed(
+        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels.normed_product``."""
+        out, total = x.new_empty(len(x), self.shape[0]), None
+        if residual is not None:
+            total = torch.empty_like(x)
+        self._normed(x, residual, weight, eps, total, self._weight, self._bias, out)
+        return out, x if total is None else total
+
+    def gated(self, x: Tensor) -> Tensor:
+        """See ``Kernels.gated_product``."""
+        out = x.new_empty(len(x), self.shape[0])
+        self._gated(x, self._weight, self._bias, out)
         return out

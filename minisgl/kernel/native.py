@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from minisgl.kernel import paging
+from minisgl.kernel import paging, separate
 from minisgl.kernel.base import Matrix, Place
 from minisgl.kernel.functions import functions
 from minisgl.kernel.int4 import PER_WORD, Int4, unpack
@@ -62,6 +62,16 @@ class NativeKernels:
         out = torch.empty(len(x), x.shape[1] // 2)
         self._native.silu_and_mul(x, out)
         return out
+
+    def normed_product(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels``."""
+        return separate.normed_product(self, matrix, x, residual, weight, eps)
+
+    def gated_product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """See ``Kernels``."""
+        return separate.gated_product(self, matrix, x)
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place

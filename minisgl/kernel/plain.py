@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minisgl.kernel import paging
+from minisgl.kernel import paging, separate
 from minisgl.kernel.base import Matrix, Place
 from minisgl.kernel.int4 import Int4, dequantise
 
@@ -37,6 +37,16 @@ class PlainKernels:
         """See ``Kernels``."""
         gate, up = x.chunk(2, -1)
         return F.silu(gate).mul_(up)
+
+    def normed_product(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels``."""
+        return separate.normed_product(self, matrix, x, residual, weight, eps)
+
+    def gated_product(self, matrix: Matrix, x: Tensor) -> Tensor:
+        """See ``Kernels``."""
+        return separate.gated_product(self, matrix, x)
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place

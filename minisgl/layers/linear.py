@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from minisgl.distributed.group import Group, share
+from minisgl.layers.norm import RMSNorm
 from minisgl.layers.source import Part, Source
 
 
 class ColumnLinear:
-    """y = x W^T + b for this rank's outputs: rows of several stored matrices, stacked once."""
+    """y = x W^T + b for this rank's outputs: rows of several stored matrices, stacked once.
+
+    A norm stands before it in all models, so what multiplies is ``RMSNorm.then``.
+    """
 
     def __init__(self, source: Source, parts: Sequence[Part], in_features: int, bias: bool) -> None:
         biases = None
@@ -22,10 +26,6 @@ class ColumnLinear:
                 source.fill(own, f"{part.name}.bias", (part.total,), (part.rows.start,))
                 begin += len(own)
         self.matrix = source.linear(parts, in_features, range(in_features), biases)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: (tokens, in_features). Returns (tokens, this rank's outputs)."""
-        return self.matrix(x)
 
 
 class RowLinear:
@@ -46,11 +46,18 @@ class RowLinear:
         self.bias = source.empty(out_features) if bias else None
         if self.bias is not None:
             source.fill(self.bias, f"{name}.bias", (out_features,))
-        self._group = group
+        self._kernels, self._group = source.kernels, group
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (tokens, this rank's columns). Returns (tokens, out_features)."""
-        y = self._group.all_reduce(self.matrix(x))
+        return self._whole(self.matrix(x))
+
+    def gated(self, x: Tensor) -> Tensor:
+        """y of silu(first half) * second half. x: (tokens, 2 * this rank's columns)."""
+        return self._whole(self._kernels.gated_product(self.matrix, x))
+
+    def _whole(self, y: Tensor) -> Tensor:
+        y = self._group.all_reduce(y)
         return y if self.bias is None else y.add_(self.bias)  # once, not once per rank
 
 
@@ -99,12 +106,15 @@ class GatedMLP:
         parts = [
             Part(f"{name}.{part}", intermediate_size, own) for part in ("gate_proj", "up_proj")
         ]
-        self._silu_and_mul = source.kernels.silu_and_mul
         self.gate_up = ColumnLinear(source, parts, hidden_size, bias)
         self.down = RowLinear(
             source, f"{name}.down_proj", intermediate_size, own, hidden_size, bias, group
         )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: (tokens, hidden_size). Returns the same shape."""
-        return self.down(self._silu_and_mul(self.gate_up(x)))
+    def __call__(self, x: Tensor, residual: Tensor | None, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+        """Of the norm of x + residual. x, residual: (tokens, hidden_size), both given up.
+
+        Returns what to add to the residual stream next, and the stream.
+        """
+        gate_up, residual = norm.then(self.gate_up.matrix, x, residual)
+        return self.down.gated(gate_up), residual

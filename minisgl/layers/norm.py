@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from minisgl.kernel.base import Place
+from minisgl.kernel.base import Matrix, Place
 from minisgl.layers.rotary import Rotation
 from minisgl.layers.source import Source
 
@@ -20,16 +20,18 @@ class RMSNorm:
         source.fill(self.weight, f"{name}.weight", (size,))
         self._kernels, self._eps = source.kernels, eps
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """The normalised x; x is kept."""
-        return self._kernels.rms_norm(x, self.weight, self._eps)
+    def __call__(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The normalised sum of x, which is kept, and the residual stream, if there is one yet."""
+        if residual is None:
+            return self._kernels.rms_norm(x, self.weight, self._eps)
+        return self._kernels.add_rms_norm(x, residual, self.weight, self._eps)
 
-    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """Add x to the residual stream, then normalise that: (normalised, residual).
+    def then(self, matrix: Matrix, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same, multiplied by a matrix; and the sum, which is the residual stream from now on.
 
-        Writes the sum into ``residual``.
+        Whoever calls gives up x and the old stream.
         """
-        return self._kernels.add_rms_norm(x, residual, self.weight, self._eps), residual
+        return self._kernels.normed_product(matrix, x, residual, self.weight, self._eps)
 
 
 class HeadTurn:

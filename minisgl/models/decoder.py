@@ -78,21 +78,15 @@ class Decoder(ABC):
     def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
         """See ``Model``."""
         rotation = self.rotary.at(positions, self.dtype)
-        residual = self.embedding.embed(ids)
-        x = self.layers[0].attention_norm(residual)
-        for layer, following in zip(self.layers, self._following_norms(), strict=True):
-            x = layer.attention(x, rotation, memory)
-            x, residual = layer.mlp_norm.add(x, residual)
-            x, residual = following.add(layer.mlp(x), residual)
-        return x
+        x, residual = self.embedding.embed(ids), None
+        for layer in self.layers:
+            x, residual = layer(x, residual, rotation, memory)
+        return self.norm(x, residual)
 
     @final
     def logits(self, hidden: Tensor) -> Tensor:
         """See ``Model``."""
         return self.head.logits(hidden)
-
-    def _following_norms(self) -> list[RMSNorm]:
-        return [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
 
 
 class Layer:
@@ -105,6 +99,14 @@ class Layer:
         self.mlp_norm = RMSNorm(source, f"{name}.post_attention_layernorm", hidden, config.norm_eps)
         bias = config.traits.mlp_bias
         self.mlp = GatedMLP(source, f"{name}.mlp", hidden, config.intermediate_size, bias, group)
+
+    def __call__(
+        self, x: Tensor, residual: Tensor | None, rotation: Rotation, memory: Memory
+    ) -> tuple[Tensor, Tensor]:
+        """x: what the layer before leaves to add to the residual stream; residual: the stream, None
+        before the first layer. Both (tokens, hidden_size), and given up. Returns the same pair."""
+        x, residual = self.attention(x, residual, self.attention_norm, rotation, memory)
+        return self.mlp(x, residual, self.mlp_norm)
 
 
 class _SelfAttention:
@@ -136,8 +138,16 @@ class _SelfAttention:
         )
         self._layer, self._dim = layer, dim
 
-    def __call__(self, x: Tensor, rotation: Rotation, memory: Memory) -> Tensor:
-        """x: (tokens, hidden_size). Returns the same shape."""
-        qkv = self.qkv(x).view(len(x), -1, self._dim)
-        q, k, v = self.turn(qkv, rotation, memory.place(self._layer))
-        return self.o(memory.attend(self._layer, q, k, v))
+    def __call__(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        norm: RMSNorm,
+        rotation: Rotation,
+        memory: Memory,
+    ) -> tuple[Tensor, Tensor]:
+        """See ``GatedMLP``."""
+        qkv, residual = norm.then(self.qkv.matrix, x, residual)
+        heads = qkv.view(len(qkv), -1, self._dim)
+        q, k, v = self.turn(heads, rotation, memory.place(self._layer))
+        return self.o(memory.attend(self._layer, q, k, v)), residual

@@ -56,11 +56,9 @@ class LayerBench:
         window = windows[self.index] if windows else None
         for some in hidden.split(max(1, _TOGETHER // length)):
             rotation = rotary.at(torch.arange(length).repeat(len(some)), hidden.dtype)
-            residual = some.view(-1, hidden.shape[2])
-            x = layer.attention_norm(residual)
-            x = layer.attention(x, rotation, _Sequences(self._config, x, length, window))
-            x, residual = layer.mlp_norm.add(x, residual)
-            residual += layer.mlp(x)
+            rows = some.view(-1, hidden.shape[2])
+            memory = _Sequences(self._config, rows, length, window)
+            torch.add(*layer(rows, None, rotation, memory), out=rows)
 
     def quantise(self, group: int | None) -> LayerResult:
         """Fit the layer to four bits by what ``run`` has seen. Only once: it changes the layer.

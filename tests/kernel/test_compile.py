@@ -57,7 +57,9 @@ def test_a_cache_that_cannot_be_written_is_a_reason(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc; there is none here")
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=str)
 @pytest.mark.parametrize(
-    ("source", "exported"), [("cuda.cu", "product"), ("marlin.cu", "multiply")], ids=["cuda", "marlin"]
+    ("source", "exported"),
+    [("cuda.cu", "product"), ("marlin.cu", "multiply")],
+    ids=["cuda", "marlin"],
 )
 def test_the_cuda_kernels_compile_without_a_gpu(
     source: str, exported: str, capability: tuple[int, int], tmp_path: Path
