@@ -16,6 +16,7 @@ from minisgl.kernel.plain import PlainKernels
 
 BF16: dict[str, Any] = {"atol": 2e-2, "rtol": 2e-2}
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+NEAR = {torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float32: 1e-5}  # of a result's length
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -26,14 +27,61 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, values[name], ids=str)
 
 
-class KernelsAgree:
-    """Each kernel with its plain twin. Its module has a fixture ``kernels``."""
+class InputsAgree:
+    """Products that make their input rows themselves. Its module has a fixture ``kernels``."""
 
     device: ClassVar[str]
     values: ClassVar[dict[str, list[Any]]]
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, device=self.device).to(dtype)
+
+    @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+    @pytest.mark.parametrize("later", [True, False], ids=["residual and bias", "neither"])
+    def test_products_of_a_norm_agree(
+        self, kernels: Kernels, tokens: int, sides: tuple[int, int], dtype: torch.dtype, later: bool
+    ) -> None:
+        torch.manual_seed(tokens)
+        outputs, inputs = sides
+        weight, x, norm = (self.normal(n, inputs, dtype=dtype) for n in (outputs, tokens, 1))
+        bias = self.normal(outputs, dtype=dtype) if later else None
+        residual = self.normal(tokens, inputs, dtype=dtype) if later else None
+        total = x if residual is None else x + residual
+        normed = PlainKernels().rms_norm(total, norm[0], 1e-3).double()
+        exact = normed @ weight.double().t() + (0 if bias is None else bias.double())
+        for some in (kernels, PlainKernels()):
+            matrix = some.matrix(weight.clone(), bias, half=False, rows=False)
+            given = x.clone(), None if residual is None else residual.clone()
+            got, kept = some.normed_product(matrix, *given, norm[0], 1e-3)
+            assert (got - exact).norm() < NEAR[dtype] * exact.norm()
+            assert torch.equal(kept, total)
+
+    @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+    @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
+    def test_products_of_silu_agree(
+        self,
+        kernels: Kernels,
+        tokens: int,
+        sides: tuple[int, int],
+        dtype: torch.dtype,
+        biased: bool,
+    ) -> None:
+        torch.manual_seed(tokens)
+        outputs, inputs = sides
+        weight = self.normal(outputs, inputs, dtype=dtype)
+        x = self.normal(tokens, 2 * inputs, dtype=dtype)
+        bias = self.normal(outputs, dtype=dtype) if biased else None
+        rows = PlainKernels().silu_and_mul(x.double())
+        exact = rows @ weight.double().t() + (0 if bias is None else bias.double())
+        for some in (kernels, PlainKernels()):
+            matrix = some.matrix(weight.clone(), bias, half=False, rows=False)
+            got = some.gated_product(matrix, x)
+            assert (got - exact).norm() < NEAR[dtype] * exact.norm()
+            assert torch.equal(got, matrix(some.silu_and_mul(x))), "rounded as in two steps"
+
+
+class KernelsAgree(InputsAgree):
+    """Each kernel with its plain twin."""
 
     def test_norms_agree(self, kernels: Kernels, rows: int, size: int, dtype: torch.dtype) -> None:
         torch.manual_seed(size)

@@ -28,6 +28,7 @@ class TestEmulated(KernelsAgree):
         "rows": [1, 7],
         "size": [8, 264, 1024, 16384],
         "shape": [(96, 2048), (300, 264), (5, 8)],
+        "sides": [(21, 2048), (61, 264), (5, 8), (12, 20), (3, 16_392)],
         "inner": [8, 3072],
     }
 
@@ -39,3 +40,9 @@ def test_a_product_reads_no_further_than_its_weight(emulated: Callable[[str], An
     out = torch.empty(2, 7, dtype=torch.float16)
     module["product"](x, weight, None, out)
     torch.testing.assert_close(out, x @ weight.t(), atol=1e-2, rtol=1e-2)
+
+
+def test_outputs_that_blocks_cannot_hold_at_once_come_in_waves(kernels: Kernels) -> None:
+    weight, x = torch.randn(1300, 16), torch.randn(1, 16)
+    out = kernels.matrix(weight, None, half=False, rows=False)(x)
+    torch.testing.assert_close(out, x @ weight.t())

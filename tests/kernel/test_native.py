@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minisgl.kernel.base import Place
+from minisgl.kernel.base import Kernels, Place
 from minisgl.kernel.native import NativeKernels
 from minisgl.kernel.plain import PlainKernels
+from tests.kernel.agreement import InputsAgree
+from tests.kernel.agreement import pytest_generate_tests as pytest_generate_tests
 
 PLAIN = PlainKernels()
 SIZES = st.integers(1, 70)
@@ -24,6 +28,21 @@ def close(got: Tensor, expected: Tensor) -> None:
 def native() -> NativeKernels:
     torch.set_num_threads(1)
     return NativeKernels()
+
+
+@pytest.fixture(scope="module")
+def kernels(native: NativeKernels) -> Kernels:
+    return native
+
+
+class TestInputs(InputsAgree):
+    """They make them one step after the other, as all do who have nothing better."""
+
+    device = "cpu"
+    values: ClassVar[dict[str, list[Any]]] = {
+        "dtype": [torch.float32],
+        "sides": [(21, 256), (61, 264), (5, 8), (12, 20)],
+    }
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
