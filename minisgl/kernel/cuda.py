@@ -1,9 +1,9 @@
 """The kernels in CUDA C++, for NVIDIA GPUs. Numbers agree with the plain ones up to rounding.
 
 Matrix products are cuBLAS's but for the fewest tokens: there a product is reading its weights, and
-ours fetches them while the kernel before it still runs, and makes what stands before it (a norm, the
-gate of an MLP) on the way. What stands between products is bound by
-memory and launches, so each step of it is one kernel here where torch has two to six.
+ours fetches them while the kernel before it still runs, and makes its input rows itself (a norm, an
+MLP's gate) on the way. What stands between products is bound by memory and launches, so each step
+of it is one kernel here where torch has two to six.
 """
 
 from __future__ import annotations
