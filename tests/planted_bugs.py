@@ -451,13 +451,6 @@ BUGS += [
         ("tests/kernel/test_cuda.py",),
     ),
     Bug(
-        "a gated product takes the gate for what it lets through",
-        "minisgl/kernel/csrc/product.cuh",
-        "gated(from[i], from[pieces + i])",
-        "gated(from[pieces + i], from[i])",
-        ("tests/kernel/test_cuda.py",),
-    ),
-    Bug(
         "a block writes the sum over what others still read",
         "minisgl/kernel/cuda.py",
         "total = torch.empty_like(x)",
@@ -874,8 +867,8 @@ BUGS += [
     Bug(
         "what several ranks add is added by each",
         "minisgl/layers/linear.py",
-        "y = self._group.all_reduce(y)",
-        "y = self._group.all_reduce(y + (0 if self.bias is None else self.bias))",
+        "y = self._group.all_reduce(self.matrix(x))",
+        "y = self._group.all_reduce(self.matrix(x) + (0 if self.bias is None else self.bias))",
         ("tests/models/test_tensor_parallel.py",),
     ),
     Bug(

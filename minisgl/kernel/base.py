@@ -92,10 +92,6 @@ class Kernels(Protocol):
         """
         ...
 
-    def gated_product(self, matrix: Matrix, x: Tensor) -> Tensor:
-        """What ``silu_and_mul`` makes of x is multiplied. x: (tokens, 2 * inputs), kept."""
-        ...
-
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -69,10 +69,6 @@ class NativeKernels:
         """See ``Kernels``."""
         return separate.normed_product(self, matrix, x, residual, weight, eps)
 
-    def gated_product(self, matrix: Matrix, x: Tensor) -> Tensor:
-        """See ``Kernels``."""
-        return separate.gated_product(self, matrix, x)
-
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -46,18 +46,11 @@ class RowLinear:
         self.bias = source.empty(out_features) if bias else None
         if self.bias is not None:
             source.fill(self.bias, f"{name}.bias", (out_features,))
-        self._kernels, self._group = source.kernels, group
+        self._group = group
 
     def __call__(self, x: Tensor) -> Tensor:
         """x: (tokens, this rank's columns). Returns (tokens, out_features)."""
-        return self._whole(self.matrix(x))
-
-    def gated(self, x: Tensor) -> Tensor:
-        """y of silu(first half) * second half. x: (tokens, 2 * this rank's columns)."""
-        return self._whole(self._kernels.gated_product(self.matrix, x))
-
-    def _whole(self, y: Tensor) -> Tensor:
-        y = self._group.all_reduce(y)
+        y = self._group.all_reduce(self.matrix(x))
         return y if self.bias is None else y.add_(self.bias)  # once, not once per rank
 
 
@@ -106,6 +99,7 @@ class GatedMLP:
         parts = [
             Part(f"{name}.{part}", intermediate_size, own) for part in ("gate_proj", "up_proj")
         ]
+        self._silu_and_mul = source.kernels.silu_and_mul
         self.gate_up = ColumnLinear(source, parts, hidden_size, bias)
         self.down = RowLinear(
             source, f"{name}.down_proj", intermediate_size, own, hidden_size, bias, group
@@ -117,4 +111,4 @@ class GatedMLP:
         Returns what to add to the residual stream next, and the stream.
         """
         gate_up, residual = norm.then(self.gate_up.matrix, x, residual)
-        return self.down.gated(gate_up), residual
+        return self.down(self._silu_and_mul(gate_up)), residual

@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class InputsAgree:
-    """Products that make their input rows themselves. Its module has a fixture ``kernels``."""
+    """Products of a norm. Its module has a fixture ``kernels``."""
 
     device: ClassVar[str]
     values: ClassVar[dict[str, list[Any]]]
@@ -55,29 +55,6 @@ class InputsAgree:
             got, kept = some.normed_product(matrix, *given, norm[0], 1e-3)
             assert (got - exact).norm() < NEAR[dtype] * exact.norm()
             assert torch.equal(kept, total)
-
-    @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
-    @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-    def test_products_of_silu_agree(
-        self,
-        kernels: Kernels,
-        tokens: int,
-        sides: tuple[int, int],
-        dtype: torch.dtype,
-        biased: bool,
-    ) -> None:
-        torch.manual_seed(tokens)
-        outputs, inputs = sides
-        weight = self.normal(outputs, inputs, dtype=dtype)
-        x = self.normal(tokens, 2 * inputs, dtype=dtype)
-        bias = self.normal(outputs, dtype=dtype) if biased else None
-        rows = PlainKernels().silu_and_mul(x.double())
-        exact = rows @ weight.double().t() + (0 if bias is None else bias.double())
-        for some in (kernels, PlainKernels()):
-            matrix = some.matrix(weight.clone(), bias, half=False, rows=False)
-            got = some.gated_product(matrix, x)
-            assert (got - exact).norm() < NEAR[dtype] * exact.norm()
-            assert torch.equal(got, matrix(some.silu_and_mul(x))), "rounded as in two steps"
 
 
 class KernelsAgree(InputsAgree):

@@ -254,26 +254,18 @@ void multiply(TensorView weight, const Optional<TensorView>& bias, TensorView ou
         constexpr int kSize = Pack<T>::kSize;
         TVM_FFI_ICHECK(inputs % kSize == 0) << "rows of " << inputs << " numbers";
         const auto input = make_input(numbers);
-        auto run = [&](auto tokens, auto tile) {
-            product_of<decltype(tile), decltype(tokens)::value>(
-                input, numbers, pointer_or_null<T>(bias), pointer<T>(out), inputs, outputs,
-                weight.device().device_id, stream_of(weight));
-        };
-        auto run_for = [&](auto tokens) {
-            constexpr int kRoom = decltype(tokens)::value < 4 ? 4 : 2;  // sums need registers, too
-            if (inputs / kSize >= 8 * kWarp) {
-                run(tokens, Tile<4, 8, 2, 256, 2, kRoom>{});
-            } else {
-                run(tokens, Tile<4, 4, 2, 256, 2, kRoom>{});
-            }
+        auto run = [&](auto tokens) {
+            product_of<decltype(tokens)::value>(input, numbers, pointer_or_null<T>(bias),
+                                                pointer<T>(out), inputs, outputs,
+                                                weight.device().device_id, stream_of(weight));
         };
         if (out.size(0) == 1) {
-            run_for(std::integral_constant<int, 1>{});
+            run(std::integral_constant<int, 1>{});
         } else if (out.size(0) == 2) {
-            run_for(std::integral_constant<int, 2>{});
+            run(std::integral_constant<int, 2>{});
         } else {
             TVM_FFI_ICHECK(out.size(0) == 4) << out.size(0) << " tokens";
-            run_for(std::integral_constant<int, 4>{});
+            run(std::integral_constant<int, 4>{});
         }
     });
 }
@@ -298,15 +290,6 @@ void normed_product(TensorView x, Optional<TensorView> residual, TensorView norm
         using T = std::remove_pointer_t<decltype(numbers)>;
         return Normed<T>{pointer<T>(x), pointer_or_null<T>(residual), pointer<T>(norm),
                          static_cast<float>(eps), pointer_or_null<T>(sum)};
-    });
-}
-
-// x: (tokens, 2 * inputs), contiguous.
-void gated_product(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView out) {
-    TVM_FFI_ICHECK(x.size(0) == out.size(0) && x.size(1) == 2 * weight.size(1)) << "x does not fit";
-    multiply(weight, bias, out, [&](auto* numbers) {
-        using T = std::remove_pointer_t<decltype(numbers)>;
-        return Gated<T>{pointer<T>(x)};
     });
 }
 
@@ -341,6 +324,5 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(turn_and_store, turn_and_store);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(product, product);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(normed_product, normed_product);
-TVM_FFI_DLL_EXPORT_TYPED_FUNC(gated_product, gated_product);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode_inputs, decode_inputs);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(flatten_pages, flatten_pages);

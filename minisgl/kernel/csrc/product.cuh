@@ -1,5 +1,5 @@
-// A product for few tokens: out = rows W^T + bias, where the rows may be made of the input on the
-// way, for a kernel of its own takes longer than that.
+// A product for few tokens: out = rows W^T + bias, where the rows may be a norm that is computed on
+// the way, for a kernel of its own takes longer than that.
 //
 // Such a product is reading W. All blocks run at once; each takes a run of W's rows (outputs), and
 // every warp keeps kRows * kAhead pieces of 16 bytes a thread on their way from the beginning to
@@ -12,16 +12,17 @@
 #include "host.cuh"
 #include "rows.cuh"
 
-// How a block shares its work. kSplit warps share an output, 16 bytes of it a thread in turn; each
-// fetches kAhead pieces of kRows outputs before it uses the first.
-// kBlocks: on a multiprocessor. kRoom: blocks for which registers are left, so that those of the
-// next kernel fetch while these still compute.
-template <int kRows_, int kSplit_, int kAhead_, int kThreads_, int kBlocks_, int kRoom_>
-struct Tile {
-    static constexpr int kRows = kRows_, kSplit = kSplit_, kAhead = kAhead_;
-    static constexpr int kThreads = kThreads_, kBlocks = kBlocks_, kRoom = kRoom_;
-    static constexpr int kGroups = kThreads / kWarp / kSplit;
-};
+// How a block shares its work: kSplit warps share an output, 16 bytes of it a thread in turn, and
+// each fetches kAhead pieces of kRows outputs before it uses the first. The best of 16 that were
+// measured on an H200 at one token, for the shapes of Qwen3 0.6B and 8B together.
+constexpr int kRows = 4;
+constexpr int kSplit = 4;
+constexpr int kAhead = 4;
+constexpr int kProductThreads = 256;
+constexpr int kGroups = kProductThreads / kWarp / kSplit;
+constexpr int kAtOnce = 2;             // blocks on a multiprocessor
+constexpr int kMostOutputs = 128;      // of one block
+constexpr int kMostShared = 96 << 10;  // bytes of one block
 
 // What the input rows are. `prepare` reads what no kernel writes; `make` writes kTokens rows to
 // shared memory, each of them `pieces` long. kSpare: more rows that it needs there, behind them.
@@ -84,33 +85,12 @@ struct Normed {
     }
 };
 
-// silu(first half) * second half. x: (kTokens, 2 * inputs).
-template <typename T>
-struct Gated {
-    static constexpr int kSpare = 0;
-    const T* x;
-
-    __device__ void prepare(Pack<T>*, int) const {}
-
-    template <int kTokens>
-    __device__ void make(Pack<T>* rows, int pieces) const {
-#pragma unroll
-        for (int t = 0; t < kTokens; ++t) {
-            const Pack<T>* from = reinterpret_cast<const Pack<T>*>(x) + 2 * t * pieces;
-            for (int i = threadIdx.x; i < pieces; i += blockDim.x) {
-                rows[t * pieces + i] = gated(from[i], from[pieces + i]);
-            }
-        }
-    }
-};
-
 // weight: (outputs, inputs); out: (kTokens, outputs).
-template <typename T, typename Input, int kTokens, typename Tile>
-__global__ void __launch_bounds__(Tile::kThreads, Tile::kRoom)
+template <typename T, typename Input, int kTokens>
+__global__ void __launch_bounds__(kProductThreads, kAtOnce)
     product_kernel(Input input, const T* weight, const T* bias, T* out, int inputs, int outputs) {
     using P = Pack<T>;
-    constexpr int kRows = Tile::kRows, kAhead = Tile::kAhead, kSplit = Tile::kSplit;
-    constexpr int kGroups = Tile::kGroups, kStride = kSplit * kWarp;
+    constexpr int kStride = kSplit * kWarp;
     const int pieces = inputs / P::kSize;
     P* rows = reinterpret_cast<P*>(dynamic_shared());
     P* spare = rows + kTokens * pieces;
@@ -195,7 +175,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kRoom)
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < (end - begin) * kTokens; i += Tile::kThreads) {
+    for (int i = threadIdx.x; i < (end - begin) * kTokens; i += kProductThreads) {
         const int own = begin + i / kTokens, token = i % kTokens;
         float sum = bias == nullptr ? 0.0f : to_float(bias[own]);
 #pragma unroll
@@ -204,21 +184,18 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kRoom)
     }
 }
 
-constexpr int kMostOutputs = 128;      // of one block
-constexpr int kMostShared = 96 << 10;  // bytes of one block
-
-template <typename Tile, int kTokens, typename T, typename Input>
+template <int kTokens, typename T, typename Input>
 void product_of(Input input, const T* weight, const T* bias, T* out, int inputs, int outputs,
                 int device, cudaStream_t stream) {
-    const int64_t at_once = int64_t{processors(device)} * Tile::kBlocks;
+    const int64_t at_once = int64_t{processors(device)} * kAtOnce;
     const int64_t waves = (outputs + at_once * kMostOutputs - 1) / (at_once * kMostOutputs);
     const int64_t blocks = std::min<int64_t>(waves * at_once, outputs);
     const int64_t most = (outputs + blocks - 1) / blocks;
     const int64_t shared = int64_t{kTokens + Input::kSpare} * inputs * sizeof(T) +
-                           most * kTokens * Tile::kSplit * sizeof(float);
+                           most * kTokens * kSplit * sizeof(float);
     TVM_FFI_ICHECK(shared <= kMostShared) << "rows of " << inputs << " numbers";
-    auto kernel = product_kernel<T, Input, kTokens, Tile>;
+    auto kernel = product_kernel<T, Input, kTokens>;
     allow_shared(kernel, static_cast<int>(shared));
-    launch_with(static_cast<int>(shared), "product", kernel, blocks, Tile::kThreads, stream, input,
+    launch_with(static_cast<int>(shared), "product", kernel, blocks, kProductThreads, stream, input,
                 weight, bias, out, inputs, outputs);
 }
