@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-_SOURCES: Final = Path(__file__).parent / "csrc"
-_FLAGS: Final = (
+SOURCES: Final = Path(__file__).parent / "csrc"
+FLAGS: Final = (
     "-std=c++17",
     "-O3",
     "-march=native",
@@ -44,7 +44,7 @@ def load(cache: Path | None = None) -> Any:
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise NoKernels("there is no C++ compiler (c++ or g++)")
-    return _load("cpu.cpp", "*.h", compiler, _FLAGS, _cpu(), cache)
+    return _load("cpu.cpp", "*.h", compiler, FLAGS, _cpu(), cache)
 
 
 def load_cuda(
@@ -74,7 +74,7 @@ def _load(
         raise NoKernels(f"the package apache-tvm-ffi cannot be imported ({error})") from error
     try:
         cache = Path.home() / ".cache" / "minisgl" if cache is None else cache
-        files = [_SOURCES / source, *sorted(_SOURCES.glob(headers))]
+        files = [SOURCES / source, *sorted(SOURCES.glob(headers))]
         made = _digest(files, compiler, (tvm_ffi.__version__, *flags, about))
         path = cache / f"{Path(source).stem}-{made}.so"
         if not path.exists():

@@ -33,8 +33,9 @@ inline void store(float* to, Vec x) {
     std::memcpy(to, &x, sizeof(x));
 }
 
+// x in every lane: x - 0 is x whatever its sign, while -0 + 0 is not and would have to be computed.
 inline Vec splat(float x) {
-    return Vec{} + x;
+    return x - Vec{};
 }
 
 // Weights that are kept in 16 bits become floats here; every one of them is a float exactly.
