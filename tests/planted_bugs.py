@@ -471,6 +471,20 @@ BUGS += [
         "if (entry > 0) table[entry]",
         ("tests/kernel/test_cuda.py",),
     ),
+    Bug(
+        "a value fills a register by being added to zero",
+        "minisgl/kernel/csrc/vec.h",
+        "return x - Vec{};",
+        "return Vec{} + x;",
+        ("tests/kernel/test_compile.py",),
+    ),
+    Bug(
+        "KV pages come in the system's large pages",
+        "minisgl/executor/kv_pool.py",
+        "mmap.MADV_NOHUGEPAGE",
+        "mmap.MADV_HUGEPAGE",
+        ("tests/executor/test_kv_pool.py",),
+    ),
 ]
 
 
