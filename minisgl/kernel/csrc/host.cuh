@@ -50,6 +50,22 @@ inline int processors(int device) {
     return count;
 }
 
+// Bytes of shared memory that a block may have at most, and that a multiprocessor has.
+struct SharedLimits {
+    int block, processor;
+};
+inline SharedLimits shared_limits(int device) {
+    SharedLimits has = {};
+    cudaError_t error =
+        cudaDeviceGetAttribute(&has.block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetAttribute(&has.processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                                       device);
+    }
+    TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
+    return has;
+}
+
 // A kernel may be launched with so many bytes of dynamic shared memory.
 template <typename... Params>
 void allow_shared(void (*kernel)(Params...), int shared) {

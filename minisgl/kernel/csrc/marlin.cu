@@ -10,13 +10,14 @@
 namespace {
 
 template <typename T, int kScaled>
-__global__ void __launch_bounds__(marlin::kFewThreads, marlin::kFewBlocks)
+__global__ void __launch_bounds__(marlin::Few<kScaled>::kThreads, marlin::Few<kScaled>::kBlocks)
     few_kernel(marlin::Product<T> product) {
     marlin::multiply_few<T, kScaled>(product, dynamic_shared());
 }
 
 template <typename T, int kTokens, int kScaled>
-__global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads, marlin::Tile<kTokens>::kBlocks)
+__global__ void __launch_bounds__(marlin::Tile<kTokens, kScaled>::kThreads,
+                                  marlin::Tile<kTokens, kScaled>::kBlocks)
     multiply_kernel(marlin::Product<T> product) {
     marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
 }
@@ -42,18 +43,16 @@ void of_type(const TensorView& x, F run) {
     }
 }
 
-// Blocks of a kernel that a GPU holds at a time: asked once.
-template <auto kKernel>
-int64_t holds(int threads, int shared, int device) {
-    static std::array<int64_t, 64> known = {};
-    int64_t& blocks = known.at(device);
-    if (blocks == 0) blocks = resident(kKernel, threads, shared, device);
-    return blocks;
-}
+// Blocks of a tile's kernel that a GPU holds at a time: asked once.
 template <typename T, int kTokens, int kScaled>
 int64_t holds_tiles(int device) {
-    using Of = marlin::Tile<kTokens>;
-    return holds<multiply_kernel<T, kTokens, kScaled>>(Of::kThreads, Of::kBytes, device);
+    static std::array<int64_t, 64> known = {};
+    int64_t& blocks = known.at(device);
+    using Of = marlin::Tile<kTokens, kScaled>;
+    if (blocks == 0) {
+        blocks = resident(multiply_kernel<T, kTokens, kScaled>, Of::kThreads, Of::kBytes, device);
+    }
+    return blocks;
 }
 
 // Floats for parts that `multiply` may need with a tile of so many tokens.
@@ -63,26 +62,28 @@ int64_t room_of(int device) {
     const int64_t blocks = std::max(
         {holds_tiles<T, kTokens, 32>(device), holds_tiles<T, kTokens, 128>(device),
          holds_tiles<__half, kTokens, 32>(device), holds_tiles<__half, kTokens, 128>(device)});
-    return blocks * 2 * marlin::Tile<kTokens>::kSums;
+    return blocks * 2 * marlin::Tile<kTokens, 128>::kSums;
 }
 
 template <typename T, int kScaled>
-void multiply_few(const marlin::Product<T>& product, int64_t blocks, int device,
+void multiply_few(const marlin::Product<T>& product, int bytes, int64_t blocks, int device,
                   cudaStream_t stream) {
+    using Of = marlin::Few<kScaled>;
+    const SharedLimits has = shared_limits(device);
+    const bool crowded = bytes > has.processor / Of::kBlocks - 1024;
     const int64_t strips = product.outputs / marlin::kStrip;
     const int64_t most =
-        blocks > 0 ? blocks
-                   : holds<few_kernel<T, kScaled>>(marlin::kFewThreads, marlin::kFewRoom, device);
+        blocks > 0 ? blocks : int64_t{processors(device)} * (crowded ? 1 : Of::kBlocks);
     const int64_t turns = (strips + most - 1) / most;
-    launch_with(marlin::few_bytes(product.tokens, product.inputs), "four-bit product of few tokens",
-                few_kernel<T, kScaled>, (strips + turns - 1) / turns, marlin::kFewThreads, stream,
-                product);
+    allow_shared(few_kernel<T, kScaled>, has.block);
+    launch_with(bytes, "four-bit product of few tokens", few_kernel<T, kScaled>,
+                (strips + turns - 1) / turns, Of::kThreads, stream, product);
 }
 
 template <typename T, int kTokens, int kScaled>
 void multiply_tiles(marlin::Product<T> product, int64_t blocks, int64_t least, int64_t num_parts,
                     int64_t num_arrived, int device, cudaStream_t stream) {
-    using Of = marlin::Tile<kTokens>;
+    using Of = marlin::Tile<kTokens, kScaled>;
     const int64_t across = (product.outputs + Of::kOutputs - 1) / Of::kOutputs;
     const int64_t tiles = (product.tokens + kTokens - 1) / kTokens * across;
     const int64_t work = tiles * (product.inputs / marlin::kInputs);
@@ -133,9 +134,10 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
                 multiply_tiles<T, decltype(some)::value, kScaled>(
                     product, blocks, least, parts.size(0), arrived.size(0), device, stream);
             };
-            if (tokens <= marlin::kFew &&
-                marlin::few_bytes(product.tokens, product.inputs) <= marlin::kFewRoom) {
-                multiply_few<T, kScaled>(product, blocks, device, stream);
+            using Few = marlin::Few<kScaled>;
+            const int few = Few::bytes(product.tokens, product.inputs);
+            if (tokens <= Few::kTokens && few <= shared_limits(device).block) {
+                multiply_few<T, kScaled>(product, few, blocks, device, stream);
             } else if (tokens <= 16) {
                 with_tiles(std::integral_constant<int, 16>());
             } else if (tokens <= 32) {

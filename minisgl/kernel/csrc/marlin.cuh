@@ -6,8 +6,9 @@
 // are the left side of a tensor core's product, so that 8 tokens waste nothing, and scales multiply
 // float32 sums: the operands are codes less zeros, small whole numbers, and no weight is rounded.
 //
-// A warp multiplies a strip of 32 outputs, chunk after chunk of 128 inputs. Weights go from memory
-// to its registers, one chunk ahead; inputs, which warps share, go through shared memory.
+// A warp multiplies a strip of 32 outputs, chunk after chunk of 128 inputs. Everything goes through
+// shared memory, some chunks ahead: weights, of which a thread reads what it fetched itself, and
+// inputs, which warps share.
 //
 // Few tokens: a block holds all inputs, its warps take turns with a strip's chunks, and their sums
 // meet in the end. More tokens: a block's warps have a strip each, side by side: a tile. The chunks
@@ -28,28 +29,59 @@ constexpr int kUnit = kSteps * kWarp;      // 16-byte pieces of a strip's chunk
 constexpr int kPieces = kInputs * 2 / 16;  // 16-byte pieces of a token's inputs
 constexpr int kUnpackThreads = 128;
 
+// A chunk of a strip's weights in shared memory, 16-byte pieces apart: a thread's own pieces.
+// kScaled: inputs that share a zero and a scale, 32 or 128; a larger group is treated as several.
+template <int kScaled>
+struct Chunk {
+    static constexpr int kSlots = kInputs / kScaled;
+    static constexpr int kSize = (kSteps + kSlots) * kWarp;  // pieces of a warp
+    uint4* at;
+
+    // unit: this thread's first piece of the strip's chunk.
+    template <typename T>
+    __device__ void fetch(const T& p, const uint4* unit, int strip, int chunk) const {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            copy_async(at + step * kWarp, unit + step * kWarp);
+        }
+#pragma unroll
+        for (int slot = 0; slot < kSlots; ++slot) {
+            int row = chunk * kSlots + slot;
+            if (p.shared > 1) row /= p.shared;
+            const int64_t of = static_cast<int64_t>(row) * (p.outputs / kStrip) + strip;
+            copy_async(at + (kSteps + slot) * kWarp, p.groups + of * 8 + threadIdx.x % kWarp / 4);
+        }
+    }
+    __device__ uint4 codes(int step) const { return at[step * kWarp]; }
+    __device__ uint4 group(int slot) const { return at[(kSteps + slot) * kWarp]; }
+};
+
 // Few tokens: how many at most, and how a block works on them.
-constexpr int kFew = 8;
-constexpr int kFewWarps = 8;
-constexpr int kFewThreads = kFewWarps * kWarp;
-constexpr int kFewBlocks = 2;        // on a multiprocessor
-constexpr int kFewRoom = 96 * 1024;  // bytes of shared memory that every GPU of 8.x and later has
-constexpr int kFewSums = kFewThreads * 8;  // floats; there is room for them twice
-constexpr int few_bytes(int tokens, int inputs) {
-    return tokens * inputs * 2 + 2 * kFewSums * 4;
-}
+template <int kScaled>
+struct Few {
+    static constexpr int kTokens = 8;
+    static constexpr int kWarps = 8, kThreads = kWarps * kWarp;
+    static constexpr int kBlocks = 2;           // on a multiprocessor
+    static constexpr int kStages = 3;           // chunks of a warp on their way
+    static constexpr int kSums = kThreads * 8;  // there is room for them twice
+    static constexpr int bytes(int tokens, int inputs) {
+        return tokens * inputs * 2 + kWarps * kStages * Chunk<kScaled>::kSize * 16 + 2 * kSums * 4;
+    }
+};
 
 // More tokens: how a block works on a tile.
-template <int kTokens>
+template <int kTokens, int kScaled>
 struct Tile {
-    static constexpr int kAcross = 4;                      // strips, and warps
-    static constexpr int kBlocks = kTokens <= 32 ? 4 : 3;  // on a multiprocessor
+    static constexpr int kAcross = 4;                                          // strips, and warps
+    static constexpr int kBlocks = kTokens <= 16 ? 4 : kTokens <= 32 ? 3 : 2;  // a multiprocessor
     static constexpr int kThreads = kAcross * kWarp;
     static constexpr int kOutputs = kAcross * kStrip;
     static constexpr int kSums = kTokens * kOutputs;
-    // Inputs of some chunks in shared memory: piece p of token i is at p ^ 4 * (i % 2) of its row.
-    static constexpr int kStages = 4;
-    static constexpr int kStage = kTokens * kPieces;  // 16-byte pieces
+    // Chunks on their way. Piece p of token i's inputs is at p ^ 4 * (i % 2) of its row; the warps'
+    // weights lie behind.
+    static constexpr int kStages = 3;
+    static constexpr int kX = kTokens * kPieces;
+    static constexpr int kStage = kX + kAcross * Chunk<kScaled>::kSize;
     static constexpr int kBytes = kStages * kStage * 16 + 16;
 };
 
@@ -110,32 +142,6 @@ __device__ inline float scale_of(uint32_t group) {
     return half_bits(group & 0xffffu);
 }
 
-// A chunk of a strip's weights on its way through a warp's registers. kScaled: inputs that share a
-// zero and a scale, 32 or 128; a larger group is treated as several.
-template <int kScaled>
-struct Chunk {
-    static constexpr int kSlots = kInputs / kScaled;
-    uint4 codes[kSteps], groups[kSlots];
-
-    __device__ void fetch_codes(const uint4* unit, int step) {
-        codes[step] = load_once(unit + step * kWarp);
-    }
-    template <typename T>
-    __device__ void fetch_groups(const Product<T>& p, int strip, int chunk, int slot) {
-        int row = chunk * kSlots + slot;
-        if (p.shared > 1) row /= p.shared;
-        const int64_t at = static_cast<int64_t>(row) * (p.outputs / kStrip) + strip;
-        groups[slot] = load_once(p.groups + at * 8 + threadIdx.x % kWarp / 4);
-    }
-    template <typename T>
-    __device__ void fetch(const Product<T>& p, const uint4* unit, int strip, int chunk) {
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) fetch_codes(unit, step);
-#pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) fetch_groups(p, strip, chunk, slot);
-    }
-};
-
 // A warp's sums: a strip's outputs for 8 * kTiles tokens, in units of the scales that came last.
 template <int kTiles>
 struct Sums {
@@ -166,15 +172,15 @@ struct Sums {
     }
 
     // Add a chunk's products. inputs(tile, step): 16 bytes of token 8 * tile + lane / 4, of piece
-    // 4 * step + lane % 4. again(step), more(slot): called when these registers may be used again.
-    template <typename T, int kScaled, typename Inputs, typename Again, typename More>
-    __device__ void add(const Chunk<kScaled>& chunk, Inputs inputs, Again again, More more) {
+    // 4 * step + lane % 4.
+    template <typename T, int kScaled, typename Inputs>
+    __device__ void add(const Chunk<kScaled>& chunk, Inputs inputs) {
         constexpr int kTogether = kTiles < 4 ? kTiles : 4;  // tiles whose products take turns
         uint32_t zeros[4];
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             if (step % (kScaled / 32) == 0) {
-                const uint4 group = chunk.groups[step / (kScaled / 32)];
+                const uint4 group = chunk.group(step / (kScaled / 32));
                 const uint32_t rows[4] = {group.x, group.y, group.z, group.w};
                 float now[4];
 #pragma unroll
@@ -182,16 +188,14 @@ struct Sums {
                     now[r] = scale_of(rows[r]);
                     zeros[r] = zero_of<T>(rows[r]);
                 }
-                more(step / (kScaled / 32));
                 change(now);
             }
-            const uint4 packed = chunk.codes[step];
+            const uint4 packed = chunk.codes(step);
             uint32_t left[2][2][4];
             decode<T>(left[0][0], packed.x, zeros);
             decode<T>(left[0][1], packed.y, zeros);
             decode<T>(left[1][0], packed.z, zeros + 2);
             decode<T>(left[1][1], packed.w, zeros + 2);
-            again(step);
 #pragma unroll
             for (int some = 0; some < kTiles; some += kTogether) {
                 uint32_t right[kTogether][4];
@@ -231,28 +235,44 @@ struct Sums {
     }
 };
 
-// What a block does for few tokens: strip after strip, gridDim.x apart.
-// shared: few_bytes of it.
+// What a block does for few tokens: strip after strip, gridDim.x apart. shared: Few::bytes of it.
 template <typename T, int kScaled>
 __device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
+    using Of = Few<kScaled>;
+    constexpr int kSize = Chunk<kScaled>::kSize;
     const unsigned thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
     const unsigned g = lane / 4, t = lane % 4;
     const int chunks = p.inputs / kInputs, strips = p.outputs / kStrip, row = chunks * kPieces;
-    float* const sums = reinterpret_cast<float*>(shared + p.tokens * row);
+    uint4* const inputs = shared + Of::kWarps * Of::kStages * kSize;
+    float* const sums = reinterpret_cast<float*>(inputs + p.tokens * row);
 
     // weights may be fetched while the kernel that makes the inputs still runs
-    Chunk<kScaled> now;
-    int strip = blockIdx.x, chunk = warp;
+    uint4* const ring = shared + warp * Of::kStages * kSize + lane;
+    int strip = blockIdx.x, chunk = warp;  // that is fetched next
     auto unit_at = [&] {
         return p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit + lane;
     };
     const uint4* unit = unit_at();
-    if (chunk < chunks) now.fetch(p, unit, strip, chunk);
+    auto fetch_next = [&](int stage) {
+        if (chunk < chunks && strip < strips) {
+            Chunk<kScaled>{ring + stage * kSize}.fetch(p, unit, strip, chunk);
+            unit += Of::kWarps * kUnit;
+            chunk += Of::kWarps;
+            if (chunk >= chunks) {
+                strip += gridDim.x;
+                chunk = warp;
+                unit = unit_at();
+            }
+        }
+        end_copy_group();  // an empty one counts, too
+    };
+#pragma unroll
+    for (int stage = 0; stage < Of::kStages; ++stage) fetch_next(stage);
     wait_for_inputs();
     for (int token = 0; token < p.tokens; ++token) {
         const T* const from = p.x + token * p.stride;
-        for (int piece = thread; piece < row; piece += kFewThreads) {
-            copy_async(shared + token * row + (piece ^ token % 2 * 4), from + piece * 8);
+        for (int piece = thread; piece < row; piece += Of::kThreads) {
+            copy_async(inputs + token * row + (piece ^ token % 2 * 4), from + piece * 8);
         }
     }
     end_copy_group();
@@ -260,38 +280,24 @@ __device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
     __syncthreads();
 
     const bool used = g < static_cast<unsigned>(p.tokens);
-    const uint4* const mine = shared + (used ? g : 0) * row + t;
+    const uint4* const mine = inputs + (used ? g : 0) * row + t;
     Sums<1> total;
-    for (unsigned turn = 0;; turn ^= 1) {
-        const int current = strip;
-        const uint4* inputs = mine + warp * kPieces;
+    int stage = 0, turn = 0;
+    for (int current = blockIdx.x; current < strips; current += gridDim.x) {
         total.clear();
 #pragma unroll 1
-        for (int left = chunks - warp; left > 0; left -= kFewWarps) {
-            chunk += kFewWarps;
-            unit += kFewWarps * kUnit;
-            if (chunk >= chunks) {
-                strip += gridDim.x;
-                chunk = warp;
-                unit = unit_at();
-            }
-            const bool more = strip < strips;
-            total.template add<T>(
-                now,
-                [&](int, int step) {
-                    return used ? inputs[(step ^ g % 2) * 4] : uint4{0, 0, 0, 0};
-                },
-                [&](int step) {
-                    if (more) now.fetch_codes(unit, step);
-                },
-                [&](int slot) {
-                    if (more) now.fetch_groups(p, strip, chunk, slot);
-                });
-            inputs += kFewWarps * kPieces;
+        for (int own = warp; own < chunks; own += Of::kWarps) {
+            wait_for_copies<Of::kStages - 1>();
+            const uint4* const from = mine + own * kPieces;
+            total.template add<T>(Chunk<kScaled>{ring + stage * kSize}, [&](int, int step) {
+                return used ? from[(step ^ g % 2) * 4] : uint4{0, 0, 0, 0};
+            });
+            fetch_next(stage);
+            if (++stage == Of::kStages) stage = 0;
         }
-        if (chunks <= static_cast<int>(warp)) strip += gridDim.x;
         if (strip >= strips) let_next_start();  // all is under way
-        float* const to = sums + turn * kFewSums;
+        float* const to = sums + turn * Of::kSums;
+        turn ^= 1;  // whoever is late still adds up the last ones
         total.each([&](float sum, int place, int, int) {
             to[(warp * 8 + place) * kWarp + lane] = sum * total.scales[place / 2];
         });
@@ -299,108 +305,117 @@ __device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
         // thread i adds up what lane i % 32 of each warp has at place i / 32
         float sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < kFewWarps; ++i) sum += to[(i * 8 + warp) * kWarp + lane];
+        for (int i = 0; i < Of::kWarps; ++i) sum += to[(i * 8 + warp) * kWarp + lane];
         const int token = t * 2 + warp % 2;
         if (token < p.tokens) p.write(token, current * kStrip + warp / 2 * 8 + g, sum);
-        if (strip >= strips) return;
     }
 }
 
-// What a block does for more tokens: first to last item, a tile's chunk each.
-// shared: Tile<kTokens>::kBytes.
+// What a block does for more tokens: first to last item, a tile's chunk each. shared: Tile::kBytes.
 template <typename T, int kTokens, int kScaled>
 __device__ inline void multiply(const Product<T>& p, uint4* shared) {
-    using Of = Tile<kTokens>;
+    using Of = Tile<kTokens, kScaled>;
     constexpr int kAcross = Of::kAcross, kThreads = Of::kThreads, kStages = Of::kStages;
     volatile int* const is_last = reinterpret_cast<int*>(shared + kStages * Of::kStage);
 
     const unsigned thread = threadIdx.x, lane = thread % kWarp, g = lane / 4, t = lane % 4;
+    const int warp = thread / kWarp;
     const int chunks = p.inputs / kInputs, strips = p.outputs / kStrip;
     const int token_tiles = (p.tokens + kTokens - 1) / kTokens;
     const int block = blockIdx.x, first = p.first_item(block), last = p.first_item(block + 1);
 
+    // the item that is used, and the one that is fetched
     int item = first, chunk = first % chunks, token_tile = first / chunks % token_tiles;
-    int strip = first / chunks / token_tiles * kAcross + static_cast<int>(thread / kWarp);
+    int strip = first / chunks / token_tiles * kAcross + warp;
+    int entering = first, entering_chunk = chunk, entering_tile = token_tile;
+    int entering_strip = strip;
+
+    uint4* const my_weights = shared + Of::kX + warp * Chunk<kScaled>::kSize + lane;
     const uint4* unit = p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit + lane;
-
-    // weights may be fetched while the kernel that makes the inputs still runs
-    Chunk<kScaled> now;
-    if (strip < strips) now.fetch(p, unit, strip, chunk);
-    wait_for_inputs();
-
+    auto fetch_weights = [&](int stage) {
+        if (entering_strip < strips) {
+            const Chunk<kScaled> to{my_weights + stage * Of::kStage};
+            to.fetch(p, unit, entering_strip, entering_chunk);
+        }
+    };
     // this thread's part in the copies of inputs: some rows, one piece of each
     constexpr int kRows = kThreads / kPieces;
     const int my_row = thread / kPieces, my_piece = thread % kPieces;
-    const int my_place = my_row * kPieces + (my_piece ^ my_row % 2 * 4);
-    int entering = first, entering_chunk = chunk, above = token_tile * kTokens + my_row;
-    const T* from = p.x + above * p.stride + chunk * kInputs + my_piece * 8;
-    auto fetch_inputs = [&] {
-        uint4* const stage =
-            shared + static_cast<unsigned>(entering - first) % kStages * Of::kStage + my_place;
+    uint4* const my_inputs = shared + my_row * kPieces + (my_piece ^ my_row % 2 * 4);
+    auto first_input = [&] {
+        return p.x + (entering_tile * kTokens + my_row) * p.stride + my_piece * 8;
+    };
+    const T* from = first_input() + chunk * kInputs;
+    auto fetch_inputs = [&](int stage) {
+        uint4* const to = my_inputs + stage * Of::kStage;
+        const int above = entering_tile * kTokens + my_row;
         // what is there of tokens that do not exist goes into sums that nobody asks for
 #pragma unroll
         for (int i = 0; i < kTokens / kRows; ++i) {
             if (above + i * kRows < p.tokens) {
-                copy_async(stage + i * kThreads, from + i * kRows * p.stride);
+                copy_async(to + i * kThreads, from + i * kRows * p.stride);
             }
         }
+    };
+    auto advance = [&] {
         ++entering;
+        unit += kUnit;
         from += kInputs;
         if (++entering_chunk < chunks) return;
         entering_chunk = 0;
-        above += kTokens;
-        if (above - my_row >= p.tokens) above = my_row;
-        from = p.x + above * p.stride + my_piece * 8;
+        int strips_on = -1;  // back to the beginning of this one
+        if (++entering_tile == token_tiles) {
+            entering_tile = 0;
+            entering_strip += kAcross;
+            strips_on = kAcross - 1;
+        }
+        unit += static_cast<int64_t>(strips_on) * chunks * kUnit;
+        from = first_input();
     };
+
+    // weights may be fetched while the kernel that makes the inputs still runs
+    if (first < last) fetch_weights(0);
+    wait_for_inputs();
 #pragma unroll 1
-    for (int i = 0; i < kStages - 1; ++i) {
-        if (entering < last) fetch_inputs();
-        end_copy_group();
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+        if (entering < last) {
+            if (stage > 0) fetch_weights(stage);
+            fetch_inputs(stage);
+            advance();
+        }
+        end_copy_group();  // an empty one counts, too
     }
 
     Sums<kTokens / 8> total;
     total.clear();
+    int now = 0, next = kStages - 1;  // stages
 #pragma unroll 1
-    for (unsigned i = 0; item < last; ++i) {
+    while (item < last) {
         wait_for_copies<kStages - 2>();
         __syncthreads();  // everybody's copies of this chunk are there, and the last chunk is used
-        if (entering < last) fetch_inputs();
-        end_copy_group();  // an empty one counts, too
-
-        const int number = item / chunks, this_strip = strip, this_tile = token_tile;
-        bool ends = ++item == last;
-        unit += kUnit;
-        if (++chunk == chunks) {
-            ends = true;
-            chunk = 0;
-            int strips_on = -1;  // back to the beginning of this one
-            if (++token_tile == token_tiles) {
-                token_tile = 0;
-                strip += kAcross;
-                strips_on = kAcross - 1;
-            }
-            unit += static_cast<int64_t>(strips_on) * chunks * kUnit;
+        if (entering < last) {
+            fetch_weights(next);
+            fetch_inputs(next);
+            advance();
         }
-        const bool more = item < last && strip < strips;
-        if (this_strip < strips) {
-            const uint4* const stage = shared + i % kStages * Of::kStage + g * kPieces + t;
-            total.template add<T>(
-                now,
-                [&](int tile, int step) { return stage[tile * 8 * kPieces + (step ^ g % 2) * 4]; },
-                [&](int step) {
-                    if (more) now.fetch_codes(unit, step);
-                },
-                [&](int slot) {
-                    if (more) now.fetch_groups(p, strip, chunk, slot);
-                });
-        } else if (more) {
-            now.fetch(p, unit, strip, chunk);
-        }
-        if (item + 1 >= last) let_next_start();  // all is under way
-        if (!ends) continue;
+        end_copy_group();
+        if (entering >= last) let_next_start();  // all is under way
 
+        if (strip < strips) {
+            const uint4* const inputs = shared + now * Of::kStage + g * kPieces + t;
+            const Chunk<kScaled> weights{my_weights + now * Of::kStage};
+            total.template add<T>(weights, [&](int tile, int step) {
+                return inputs[tile * 8 * kPieces + (step ^ g % 2) * 4];
+            });
+        }
+        if (++now == kStages) now = 0;
+        if (++next == kStages) next = 0;
+        ++item;
+        if (++chunk < chunks && item < last) continue;
+
+        const int number = (item - 1) / chunks;
         const int b0 = p.block_of(number * chunks), b1 = p.block_of((number + 1) * chunks - 1);
-        const int tokens = this_strip < strips ? p.tokens - this_tile * kTokens : 0;
+        const int above = token_tile * kTokens, tokens = strip < strips ? p.tokens - above : 0;
         // a block has two tiles that are not its own at most: its first and its last; those that
         // follow a tile's first block begin with it
         auto part_of = [&](int b) {
@@ -432,12 +447,15 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
         }
         if (finish) {
             total.each([&](float sum, int, int token, int row) {
-                if (token < tokens) {
-                    p.write(this_tile * kTokens + token, this_strip * kStrip + row, sum);
-                }
+                if (token < tokens) p.write(above + token, strip * kStrip + row, sum);
             });
         }
         total.clear();
+        chunk = 0;
+        if (++token_tile == token_tiles) {
+            token_tile = 0;
+            strip += kAcross;
+        }
     }
 }
 
