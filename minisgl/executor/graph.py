@@ -92,6 +92,17 @@ class Graphs:
         return self._model, self._pool, self._tables, self._attention, self._heads
 
 
+def _renew_generator(device: torch.device) -> None:
+    """Give torch's generator of random numbers a new state, equal to the one it has.
+
+    A capture that fails leaves the old one waiting for its end: no number could be drawn any more.
+    """
+    stuck, fresh = torch.cuda.default_generators[device.index or 0], torch.Generator(device)
+    fresh.manual_seed(stuck.initial_seed())
+    fresh.set_offset(stuck.get_offset())
+    stuck.graphsafe_set_state(fresh.graphsafe_get_state())
+
+
 class Decode:
     """One graph. What it computed is valid until the next one is queued.
 
@@ -131,9 +142,13 @@ class Decode:
         body()  # once as it is: libraries set themselves up, and padding may be computed any time
         graphs.begin_capture(self._graph)
         try:
-            self.hidden, tokens = body()
-        finally:
-            self._graph.capture_end()
+            try:
+                self.hidden, tokens = body()
+            finally:
+                self._graph.capture_end()
+        except Exception:
+            _renew_generator(device)
+            raise
         self.tokens = self.slots if tokens is None else tokens
 
     def replay(self, rows: Sequence[Row], staging: Staging, begin: torch.cuda.Event) -> None:

@@ -175,6 +175,10 @@ def test_a_graph_that_cannot_be_captured_is_replaced_with_one_warning(
     with load(attention="triton", overlap=False) as engine:
         asked = engine.add(prompt(1), ASK)
         engine.run()
+    torch.manual_seed(7)
+    drawn = torch.rand(8, device="cuda"), torch.rand(8, device="cuda")
+    torch.manual_seed(7)
+    assert torch.equal(torch.rand(8, device="cuda"), drawn[0])
     monkeypatch.setattr(TritonAttention, "captured", broken)
     with load(attention="triton", overlap=False) as engine:
         again = engine.add(prompt(1), ASK)
@@ -182,3 +186,4 @@ def test_a_graph_that_cannot_be_captured_is_replaced_with_one_warning(
             engine.run()
         assert len(warned) == 1
         assert again.output == asked.output
+    assert torch.equal(torch.rand(8, device="cuda"), drawn[1]), "random numbers go on"

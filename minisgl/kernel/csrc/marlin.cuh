@@ -73,13 +73,13 @@ struct Few {
 template <int kTokens, int kScaled>
 struct Tile {
     static constexpr int kAcross = 4;                                          // strips, and warps
-    static constexpr int kBlocks = kTokens <= 16 ? 4 : kTokens <= 32 ? 3 : 2;  // a multiprocessor
+    static constexpr int kBlocks = kTokens <= 16 ? 5 : kTokens <= 32 ? 4 : 3;  // a multiprocessor
     static constexpr int kThreads = kAcross * kWarp;
     static constexpr int kOutputs = kAcross * kStrip;
     static constexpr int kSums = kTokens * kOutputs;
     // Chunks on their way. Piece p of token i's inputs is at p ^ 4 * (i % 2) of its row; the warps'
     // weights lie behind.
-    static constexpr int kStages = 3;
+    static constexpr int kStages = kTokens <= 32 ? 3 : 2;
     static constexpr int kX = kTokens * kPieces;
     static constexpr int kStage = kX + kAcross * Chunk<kScaled>::kSize;
     static constexpr int kBytes = kStages * kStage * 16 + 16;
