@@ -369,8 +369,8 @@ BUGS += [
     Bug(
         "a chunk is fetched over one that is still used",
         MARLIN,
-        "next = kStages - 1;",
-        "next = 0;",
+        "% kStages * Of::kStage + my_place",
+        "% (kStages - 1) * Of::kStage + my_place",
         EMULATED,
     ),
     Bug(

@@ -40,12 +40,12 @@ def test_products_agree_for_every_number_of_tokens(
     weight = made(outputs, 1024 // group, group, dtype)
     bias = torch.randn(outputs, device="cuda").to(dtype)
     matrix, close = MarlinInt4(weight, bias), 2**-8 if dtype == torch.bfloat16 else 2**-11
-    for tokens in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129, 256, 257):
+    for tokens in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129, 192, 193, 256):
         x = torch.randn(tokens, 1024 + 8, device="cuda").to(dtype)[:, :1024]
         want = exact(weight, x, bias)
         got = matrix(x)
         # many tokens take weights that were rounded first
-        allowed = close if tokens <= 256 else 2 * close
+        allowed = close if tokens <= 192 else 2 * close
         assert (got.double() - want).abs().max() <= allowed * want.abs().max()
         assert torch.equal(matrix(x), got), "results repeat"
 

@@ -16,8 +16,7 @@ __global__ void __launch_bounds__(marlin::Few<kScaled>::kThreads, marlin::Few<kS
 }
 
 template <typename T, int kTokens, int kScaled>
-__global__ void __launch_bounds__(marlin::Tile<kTokens, kScaled>::kThreads,
-                                  marlin::Tile<kTokens, kScaled>::kBlocks)
+__global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads, marlin::Tile<kTokens>::kBlocks)
     multiply_kernel(marlin::Product<T> product) {
     marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
 }
@@ -48,7 +47,7 @@ template <typename T, int kTokens, int kScaled>
 int64_t holds_tiles(int device) {
     static std::array<int64_t, 64> known = {};
     int64_t& blocks = known.at(device);
-    using Of = marlin::Tile<kTokens, kScaled>;
+    using Of = marlin::Tile<kTokens>;
     if (blocks == 0) {
         blocks = resident(multiply_kernel<T, kTokens, kScaled>, Of::kThreads, Of::kBytes, device);
     }
@@ -62,7 +61,7 @@ int64_t room_of(int device) {
     const int64_t blocks = std::max(
         {holds_tiles<T, kTokens, 32>(device), holds_tiles<T, kTokens, 128>(device),
          holds_tiles<__half, kTokens, 32>(device), holds_tiles<__half, kTokens, 128>(device)});
-    return blocks * 2 * marlin::Tile<kTokens, 128>::kSums;
+    return blocks * 2 * marlin::Tile<kTokens>::kSums;
 }
 
 template <typename T, int kScaled>
@@ -83,7 +82,7 @@ void multiply_few(const marlin::Product<T>& product, int bytes, int64_t blocks, 
 template <typename T, int kTokens, int kScaled>
 void multiply_tiles(marlin::Product<T> product, int64_t blocks, int64_t least, int64_t num_parts,
                     int64_t num_arrived, int device, cudaStream_t stream) {
-    using Of = marlin::Tile<kTokens, kScaled>;
+    using Of = marlin::Tile<kTokens>;
     const int64_t across = (product.outputs + Of::kOutputs - 1) / Of::kOutputs;
     const int64_t tiles = (product.tokens + kTokens - 1) / kTokens * across;
     const int64_t work = tiles * (product.inputs / marlin::kInputs);

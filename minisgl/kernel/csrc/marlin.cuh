@@ -6,12 +6,13 @@
 // are the left side of a tensor core's product, so that 8 tokens waste nothing, and scales multiply
 // float32 sums: the operands are codes less zeros, small whole numbers, and no weight is rounded.
 //
-// A warp multiplies a strip of 32 outputs, chunk after chunk of 128 inputs. Everything goes through
-// shared memory, some chunks ahead: weights, of which a thread reads what it fetched itself, and
-// inputs, which warps share.
+// A warp multiplies a strip of 32 outputs, chunk after chunk of 128 inputs, which warps share in
+// shared memory.
 //
 // Few tokens: a block holds all inputs, its warps take turns with a strip's chunks, and their sums
-// meet in the end. More tokens: a block's warps have a strip each, side by side: a tile. The chunks
+// meet in the end. Weights come to shared memory some chunks ahead, a thread's own to each thread.
+// More tokens: a block's warps have a strip each, side by side: a tile. Their sums need registers
+// more than occupancy helps, and weights go to those directly, one chunk ahead. The chunks
 // of all tiles, one tile after the other, are dealt out to the blocks in runs of equal length; a
 // tile whose chunks fell to several blocks is added up by the one that comes last, in the order of
 // the inputs, so that results repeat.
@@ -29,59 +30,31 @@ constexpr int kUnit = kSteps * kWarp;      // 16-byte pieces of a strip's chunk
 constexpr int kPieces = kInputs * 2 / 16;  // 16-byte pieces of a token's inputs
 constexpr int kUnpackThreads = 128;
 
-// A chunk of a strip's weights in shared memory, 16-byte pieces apart: a thread's own pieces.
-// kScaled: inputs that share a zero and a scale, 32 or 128; a larger group is treated as several.
-template <int kScaled>
-struct Chunk {
-    static constexpr int kSlots = kInputs / kScaled;
-    static constexpr int kSize = (kSteps + kSlots) * kWarp;  // pieces of a warp
-    uint4* at;
-
-    // unit: this thread's first piece of the strip's chunk.
-    template <typename T>
-    __device__ void fetch(const T& p, const uint4* unit, int strip, int chunk) const {
-#pragma unroll
-        for (int step = 0; step < kSteps; ++step) {
-            copy_async(at + step * kWarp, unit + step * kWarp);
-        }
-#pragma unroll
-        for (int slot = 0; slot < kSlots; ++slot) {
-            int row = chunk * kSlots + slot;
-            if (p.shared > 1) row /= p.shared;
-            const int64_t of = static_cast<int64_t>(row) * (p.outputs / kStrip) + strip;
-            copy_async(at + (kSteps + slot) * kWarp, p.groups + of * 8 + threadIdx.x % kWarp / 4);
-        }
-    }
-    __device__ uint4 codes(int step) const { return at[step * kWarp]; }
-    __device__ uint4 group(int slot) const { return at[(kSteps + slot) * kWarp]; }
-};
-
 // Few tokens: how many at most, and how a block works on them.
 template <int kScaled>
 struct Few {
     static constexpr int kTokens = 8;
     static constexpr int kWarps = 8, kThreads = kWarps * kWarp;
-    static constexpr int kBlocks = 2;           // on a multiprocessor
-    static constexpr int kStages = 3;           // chunks of a warp on their way
+    static constexpr int kBlocks = 2;  // on a multiprocessor
+    static constexpr int kStages = 3;  // chunks of a warp on their way
+    static constexpr int kChunk = (kSteps + kInputs / kScaled) * kWarp;  // pieces, with its groups
     static constexpr int kSums = kThreads * 8;  // there is room for them twice
     static constexpr int bytes(int tokens, int inputs) {
-        return tokens * inputs * 2 + kWarps * kStages * Chunk<kScaled>::kSize * 16 + 2 * kSums * 4;
+        return tokens * inputs * 2 + kWarps * kStages * kChunk * 16 + 2 * kSums * 4;
     }
 };
 
 // More tokens: how a block works on a tile.
-template <int kTokens, int kScaled>
+template <int kTokens>
 struct Tile {
-    static constexpr int kAcross = 4;                                          // strips, and warps
-    static constexpr int kBlocks = kTokens <= 16 ? 5 : kTokens <= 32 ? 4 : 3;  // a multiprocessor
+    static constexpr int kAcross = 4;                      // strips, and warps
+    static constexpr int kBlocks = kTokens <= 32 ? 3 : 2;  // on a multiprocessor
     static constexpr int kThreads = kAcross * kWarp;
     static constexpr int kOutputs = kAcross * kStrip;
     static constexpr int kSums = kTokens * kOutputs;
-    // Chunks on their way. Piece p of token i's inputs is at p ^ 4 * (i % 2) of its row; the warps'
-    // weights lie behind.
-    static constexpr int kStages = kTokens <= 32 ? 3 : 2;
-    static constexpr int kX = kTokens * kPieces;
-    static constexpr int kStage = kX + kAcross * Chunk<kScaled>::kSize;
+    // Inputs of some chunks in shared memory: piece p of token i is at p ^ 4 * (i % 2) of its row.
+    static constexpr int kStages = 4;
+    static constexpr int kStage = kTokens * kPieces;  // 16-byte pieces
     static constexpr int kBytes = kStages * kStage * 16 + 16;
 };
 
@@ -103,6 +76,16 @@ struct Product {
     __device__ int block_of(int item) const {
         const int long_ones = more * (each + 1);
         return item < long_ones ? item / (each + 1) : more + (item - long_ones) / each;
+    }
+    // This thread's first piece of a strip's chunk, and its four zeros and scales of a part of it.
+    __device__ const uint4* unit(int strip, int chunk) const {
+        const int64_t at = static_cast<int64_t>(strip) * (inputs / kInputs) + chunk;
+        return weights + at * kUnit + threadIdx.x % kWarp;
+    }
+    __device__ const uint4* group(int strip, int part) const {
+        const int row = shared > 1 ? part / shared : part;
+        const int64_t at = static_cast<int64_t>(row) * (outputs / kStrip) + strip;
+        return groups + at * 8 + threadIdx.x % kWarp / 4;
     }
     __device__ void write(int token, int output, float sum) const {
         if (bias != nullptr) sum += to_float(bias[output]);
@@ -171,16 +154,20 @@ struct Sums {
         for (int r = 0; r < 4; ++r) scales[r] = to[r];
     }
 
-    // Add a chunk's products. inputs(tile, step): 16 bytes of token 8 * tile + lane / 4, of piece
-    // 4 * step + lane % 4.
-    template <typename T, int kScaled, typename Inputs>
-    __device__ void add(const Chunk<kScaled>& chunk, Inputs inputs) {
+    // Add a chunk's products. codes(step), groups(part): this thread's 16 bytes of weights, and of
+    // zeros and scales. inputs(tile, step): 16 bytes of token 8 * tile + lane / 4, of piece 4 *
+    // step
+    // + lane % 4. used(step), used_group(part): called when those are used.
+    template <typename T, int kScaled, typename Codes, typename Groups, typename Inputs,
+              typename Used, typename UsedGroup>
+    __device__ void add(Codes codes, Groups groups, Inputs inputs, Used used,
+                        UsedGroup used_group) {
         constexpr int kTogether = kTiles < 4 ? kTiles : 4;  // tiles whose products take turns
         uint32_t zeros[4];
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
             if (step % (kScaled / 32) == 0) {
-                const uint4 group = chunk.group(step / (kScaled / 32));
+                const uint4 group = groups(step / (kScaled / 32));
                 const uint32_t rows[4] = {group.x, group.y, group.z, group.w};
                 float now[4];
 #pragma unroll
@@ -188,14 +175,16 @@ struct Sums {
                     now[r] = scale_of(rows[r]);
                     zeros[r] = zero_of<T>(rows[r]);
                 }
+                used_group(step / (kScaled / 32));
                 change(now);
             }
-            const uint4 packed = chunk.codes(step);
+            const uint4 packed = codes(step);
             uint32_t left[2][2][4];
             decode<T>(left[0][0], packed.x, zeros);
             decode<T>(left[0][1], packed.y, zeros);
             decode<T>(left[1][0], packed.z, zeros + 2);
             decode<T>(left[1][1], packed.w, zeros + 2);
+            used(step);
 #pragma unroll
             for (int some = 0; some < kTiles; some += kTogether) {
                 uint32_t right[kTogether][4];
@@ -239,7 +228,7 @@ struct Sums {
 template <typename T, int kScaled>
 __device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
     using Of = Few<kScaled>;
-    constexpr int kSize = Chunk<kScaled>::kSize;
+    constexpr int kSize = Of::kChunk, kParts = kInputs / kScaled;
     const unsigned thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
     const unsigned g = lane / 4, t = lane % 4;
     const int chunks = p.inputs / kInputs, strips = p.outputs / kStrip, row = chunks * kPieces;
@@ -249,19 +238,24 @@ __device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
     // weights may be fetched while the kernel that makes the inputs still runs
     uint4* const ring = shared + warp * Of::kStages * kSize + lane;
     int strip = blockIdx.x, chunk = warp;  // that is fetched next
-    auto unit_at = [&] {
-        return p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit + lane;
-    };
-    const uint4* unit = unit_at();
+    const uint4* unit = p.unit(strip, chunk);
     auto fetch_next = [&](int stage) {
         if (chunk < chunks && strip < strips) {
-            Chunk<kScaled>{ring + stage * kSize}.fetch(p, unit, strip, chunk);
+            uint4* const to = ring + stage * kSize;
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                copy_async(to + step * kWarp, unit + step * kWarp);
+            }
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+                copy_async(to + (kSteps + part) * kWarp, p.group(strip, chunk * kParts + part));
+            }
             unit += Of::kWarps * kUnit;
             chunk += Of::kWarps;
             if (chunk >= chunks) {
                 strip += gridDim.x;
                 chunk = warp;
-                unit = unit_at();
+                unit = p.unit(strip, chunk);
             }
         }
         end_copy_group();  // an empty one counts, too
@@ -289,9 +283,12 @@ __device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
         for (int own = warp; own < chunks; own += Of::kWarps) {
             wait_for_copies<Of::kStages - 1>();
             const uint4* const from = mine + own * kPieces;
-            total.template add<T>(Chunk<kScaled>{ring + stage * kSize}, [&](int, int step) {
-                return used ? from[(step ^ g % 2) * 4] : uint4{0, 0, 0, 0};
-            });
+            const uint4* const weights = ring + stage * kSize;
+            total.template add<T, kScaled>(
+                [&](int step) { return weights[step * kWarp]; },
+                [&](int part) { return weights[(kSteps + part) * kWarp]; },
+                [&](int, int step) { return used ? from[(step ^ g % 2) * 4] : uint4{0, 0, 0, 0}; },
+                [](int) {}, [](int) {});
             fetch_next(stage);
             if (++stage == Of::kStages) stage = 0;
         }
@@ -314,8 +311,9 @@ __device__ inline void multiply_few(const Product<T>& p, uint4* shared) {
 // What a block does for more tokens: first to last item, a tile's chunk each. shared: Tile::kBytes.
 template <typename T, int kTokens, int kScaled>
 __device__ inline void multiply(const Product<T>& p, uint4* shared) {
-    using Of = Tile<kTokens, kScaled>;
+    using Of = Tile<kTokens>;
     constexpr int kAcross = Of::kAcross, kThreads = Of::kThreads, kStages = Of::kStages;
+    constexpr int kParts = kInputs / kScaled;
     volatile int* const is_last = reinterpret_cast<int*>(shared + kStages * Of::kStage);
 
     const unsigned thread = threadIdx.x, lane = thread % kWarp, g = lane / 4, t = lane % 4;
@@ -324,31 +322,49 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
     const int token_tiles = (p.tokens + kTokens - 1) / kTokens;
     const int block = blockIdx.x, first = p.first_item(block), last = p.first_item(block + 1);
 
-    // the item that is used, and the one that is fetched
+    // the item that is used, and the one whose weights are fetched
     int item = first, chunk = first % chunks, token_tile = first / chunks % token_tiles;
-    int strip = first / chunks / token_tiles * kAcross + warp;
-    int entering = first, entering_chunk = chunk, entering_tile = token_tile;
-    int entering_strip = strip;
-
-    uint4* const my_weights = shared + Of::kX + warp * Chunk<kScaled>::kSize + lane;
-    const uint4* unit = p.weights + (static_cast<int64_t>(strip) * chunks + chunk) * kUnit + lane;
-    auto fetch_weights = [&](int stage) {
-        if (entering_strip < strips) {
-            const Chunk<kScaled> to{my_weights + stage * Of::kStage};
-            to.fetch(p, unit, entering_strip, entering_chunk);
+    int strip = first / chunks / token_tiles * kAcross + static_cast<int>(thread / kWarp);
+    int next = first, next_chunk = chunk, next_tile = token_tile, next_strip = strip;
+    const uint4* unit = p.unit(strip, chunk);
+    auto advance = [&] {
+        ++next;
+        unit += kUnit;
+        if (++next_chunk < chunks) return;
+        next_chunk = 0;
+        if (++next_tile == token_tiles) {
+            next_tile = 0;
+            next_strip += kAcross;
         }
+        unit = p.unit(next_strip, 0);
     };
+
+    // weights may be fetched while the kernel that makes the inputs still runs
+    uint4 codes[kSteps], groups[kParts];
+    auto fetch_codes = [&](int step) { codes[step] = load_once(unit + step * kWarp); };
+    auto fetch_groups = [&](int part) {
+        groups[part] = load_once(p.group(next_strip, next_chunk * kParts + part));
+    };
+    auto fetch = [&] {
+        if (next >= last || next_strip >= strips) return;
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) fetch_codes(step);
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) fetch_groups(part);
+    };
+    fetch();
+    advance();
+    wait_for_inputs();
+
     // this thread's part in the copies of inputs: some rows, one piece of each
     constexpr int kRows = kThreads / kPieces;
     const int my_row = thread / kPieces, my_piece = thread % kPieces;
-    uint4* const my_inputs = shared + my_row * kPieces + (my_piece ^ my_row % 2 * 4);
-    auto first_input = [&] {
-        return p.x + (entering_tile * kTokens + my_row) * p.stride + my_piece * 8;
-    };
-    const T* from = first_input() + chunk * kInputs;
-    auto fetch_inputs = [&](int stage) {
-        uint4* const to = my_inputs + stage * Of::kStage;
-        const int above = entering_tile * kTokens + my_row;
+    const int my_place = my_row * kPieces + (my_piece ^ my_row % 2 * 4);
+    int entering = first, entering_chunk = chunk, above = token_tile * kTokens + my_row;
+    const T* from = p.x + above * p.stride + chunk * kInputs + my_piece * 8;
+    auto fetch_inputs = [&] {
+        uint4* const to =
+            shared + static_cast<unsigned>(entering - first) % kStages * Of::kStage + my_place;
         // what is there of tokens that do not exist goes into sums that nobody asks for
 #pragma unroll
         for (int i = 0; i < kTokens / kRows; ++i) {
@@ -356,60 +372,46 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
                 copy_async(to + i * kThreads, from + i * kRows * p.stride);
             }
         }
-    };
-    auto advance = [&] {
         ++entering;
-        unit += kUnit;
         from += kInputs;
         if (++entering_chunk < chunks) return;
         entering_chunk = 0;
-        int strips_on = -1;  // back to the beginning of this one
-        if (++entering_tile == token_tiles) {
-            entering_tile = 0;
-            entering_strip += kAcross;
-            strips_on = kAcross - 1;
-        }
-        unit += static_cast<int64_t>(strips_on) * chunks * kUnit;
-        from = first_input();
+        above += kTokens;
+        if (above - my_row >= p.tokens) above = my_row;
+        from = p.x + above * p.stride + my_piece * 8;
     };
-
-    // weights may be fetched while the kernel that makes the inputs still runs
-    if (first < last) fetch_weights(0);
-    wait_for_inputs();
 #pragma unroll 1
-    for (int stage = 0; stage < kStages - 1; ++stage) {
-        if (entering < last) {
-            if (stage > 0) fetch_weights(stage);
-            fetch_inputs(stage);
-            advance();
-        }
-        end_copy_group();  // an empty one counts, too
+    for (int i = 0; i < kStages - 1; ++i) {
+        if (entering < last) fetch_inputs();
+        end_copy_group();
     }
 
     Sums<kTokens / 8> total;
     total.clear();
-    int now = 0, next = kStages - 1;  // stages
 #pragma unroll 1
-    while (item < last) {
+    for (unsigned i = 0; item < last; ++i) {
         wait_for_copies<kStages - 2>();
         __syncthreads();  // everybody's copies of this chunk are there, and the last chunk is used
-        if (entering < last) {
-            fetch_weights(next);
-            fetch_inputs(next);
-            advance();
-        }
-        end_copy_group();
-        if (entering >= last) let_next_start();  // all is under way
+        if (entering < last) fetch_inputs();
+        end_copy_group();  // an empty one counts, too
 
         if (strip < strips) {
-            const uint4* const inputs = shared + now * Of::kStage + g * kPieces + t;
-            const Chunk<kScaled> weights{my_weights + now * Of::kStage};
-            total.template add<T>(weights, [&](int tile, int step) {
-                return inputs[tile * 8 * kPieces + (step ^ g % 2) * 4];
-            });
+            const bool more = next < last && next_strip < strips;
+            const uint4* const stage = shared + i % kStages * Of::kStage + g * kPieces + t;
+            total.template add<T, kScaled>(
+                [&](int step) { return codes[step]; }, [&](int part) { return groups[part]; },
+                [&](int tile, int step) { return stage[tile * 8 * kPieces + (step ^ g % 2) * 4]; },
+                [&](int step) {
+                    if (more) fetch_codes(step);
+                },
+                [&](int part) {
+                    if (more) fetch_groups(part);
+                });
+        } else {
+            fetch();
         }
-        if (++now == kStages) now = 0;
-        if (++next == kStages) next = 0;
+        advance();
+        if (next >= last) let_next_start();  // all is under way
         ++item;
         if (++chunk < chunks && item < last) continue;
 
