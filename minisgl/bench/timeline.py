@@ -99,9 +99,9 @@ def per_step(profile: Profile) -> float:
     return (ends[-1] - ends[0]) / (len(ends) - 1)
 
 
-def read(path: Path) -> Recording:
+def read(path: str | Path) -> Recording:
     """What ``record`` wrote. Raises ValueError for another file."""
-    made = json.loads(path.read_text(encoding="utf-8"))
+    made = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(made, dict) or made.get("format") != _FORMAT:
         raise ValueError(f"{path} holds no timelines; {COMMAND} writes such a file")
     names = made["names"]

@@ -52,7 +52,7 @@ def load_cuda(
 ) -> Any:
     """The module of functions that this file of ``csrc`` exports, for GPUs of this capability.
 
-    cache: as in ``load``. Takes about 20 s the first time. Raises NoKernels with the reason.
+    cache: as in ``load``. Takes about 30 s the first time. Raises NoKernels with the reason.
     """
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
     places = os.pathsep.join(str(Path(home, "bin")) for home in homes if home)

@@ -74,5 +74,9 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_timeline_that_comes_with_minisgl_is_from_a_gpu_and_small() -> None:
-    if timeline.STORED.exists():
-        assert read(timeline.STORED).is_gpu and timeline.STORED.stat().st_size < 300_000
+    made = read(str(timeline.STORED))
+    assert made.is_gpu and timeline.STORED.stat().st_size < 300_000
+    for arm in made.arms:
+        graphs = [span for span in arm.profiled.spans if span.lane == "device graphs"]
+        assert bool(graphs) == arm.toggles["cuda_graph"]
+        assert len(arm.profiled.kernels) > 1000
