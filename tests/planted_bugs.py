@@ -397,8 +397,8 @@ BUGS += [
     Bug(
         "tokens that do not exist are written",
         MARLIN,
-        "if (token < tokens) p.write(",
-        "p.write(",
+        "strip < strips ? p.tokens - above : 0",
+        "strip < strips ? p.tokens - above + 1 : 0",
         EMULATED,
     ),
     Bug(

@@ -118,6 +118,15 @@ def test_no_weight_is_rounded(room: Room, tokens: int, group: int, dtype: torch.
     assert ((got.double() - want).abs() <= half * (1 + 2**-10)).all()
 
 
+def test_nothing_is_written_beside_the_result(gpu: Any, room: Room) -> None:
+    weight = arranged(random(128, 2, 128, torch.float16))
+    x, around = torch.randn(11, 256).half(), torch.full((11 + 16, 128), -7.0).half()
+    parts = (weight.words, weight.groups, None, around[8:-8], room.parts, room.arrived)
+    gpu["multiply"](x, *parts, 128, 2, 1)
+    assert (around[:8] == -7).all() and (around[-8:] == -7).all()
+    assert (around[8:-8] != -7).all()
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     strips=st.integers(1, 9),
@@ -158,15 +167,6 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     gpu["emulate"](seed + 1, not eager)
     again = matrix.multiply(x, blocks)
     assert torch.equal(again, got), "whatever comes first, sums are added in one order"
-
-
-def test_nothing_is_written_beside_the_result(gpu: Any, room: Room) -> None:
-    weight = arranged(random(128, 2, 128, torch.float16))
-    x, around = torch.randn(11, 256).half(), torch.full((11 + 16, 128), -7.0).half()
-    parts = (weight.words, weight.groups, None, around[8:-8], room.parts, room.arrived)
-    gpu["multiply"](x, *parts, 128, 2, 1)
-    assert (around[:8] == -7).all() and (around[-8:] == -7).all()
-    assert (around[8:-8] != -7).all()
 
 
 def test_inputs_that_lie_badly_are_copied_first(room: Room) -> None:

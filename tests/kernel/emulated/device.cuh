@@ -4,7 +4,7 @@
 //
 // - a copy that nobody waited for has not happened (or, if so asked, happens at once, which shows
 //   whether it overwrites what is still read);
-// - threads and blocks run in another order for every seed;
+// - threads and blocks run in another order for every seed, and a warp may fall far behind;
 // - dynamic shared memory begins as NaN, and what is fetched must lie in a tensor that was handed
 // over;
 // - a barrier that some threads never reach is an error, not a hang.
@@ -248,18 +248,28 @@ inline void run(int blocks, int threads, std::function<void()> body) {
             makecontext(&thread.context, begin_thread, 0);
         }
         std::shuffle(turns.begin(), turns.end(), random);
+        std::vector<int> naps(threads / kWarp);  // turns that a warp leaves out
         for (int left = threads; left > 0;) {
             const long before = machine.moves;
+            bool asleep = false;
             left = 0;
+            for (int& nap : naps) {
+                nap = nap > 0 ? nap - 1 : random() % 256 == 0 ? 1 + random() % 256 : 0;
+            }
             for (const int i : turns) {
                 if (machine.threads[i].done) continue;
+                if (naps[i / kWarp] > 0) {
+                    asleep = true;
+                    ++left;
+                    continue;
+                }
                 machine.current = i;
                 threadIdx = {i};
                 swapcontext(&machine.scheduler, &machine.threads[i].context);
                 left += !machine.threads[i].done;
                 if (!machine.problem.empty()) throw std::runtime_error(machine.problem);
             }
-            if (left > 0 && machine.moves == before) {
+            if (left > 0 && machine.moves == before && !asleep) {
                 throw std::runtime_error("threads wait for others that never come");
             }
         }
