@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minisgl import registry
-from minisgl.attention.base import Attention, DeviceMeta, Ints, Meta, Paged
+from minisgl.attention.base import Attention, DeviceMeta, Meta, Paged
 from minisgl.config import EngineConfig
 from minisgl.core import Batch, Logprob, Outcome, Row, Span
 from minisgl.distributed.group import Group, share_kv_heads
@@ -31,12 +31,11 @@ from minisgl.executor.graph import Graphs
 from minisgl.executor.kv_pool import KVPool
 from minisgl.executor.logprobs import of_prompts, of_tokens
 from minisgl.executor.sampler import choose
-from minisgl.executor.tables import Staging, Tables
+from minisgl.executor.tables import Staging, Tables, ranges, spread
 from minisgl.kernel.base import Kernels
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 
-T = TypeVar("T")
 Contents = list[tuple[Tensor, Tensor]]  # keys and values of some pages on each layer
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
@@ -151,7 +150,7 @@ class CudaForward:
             self._results.append(first.host)
             outcome = Outcome(first.batch.step, (), (span,))
             if self._samples:
-                out = _spread(tokens, first.batch.rows)
+                out = spread(tokens, first.batch.rows)
                 outcome = outcome._replace(
                     tokens=out, logprobs=first.logprobs, prompt_logprobs=first.prompts
                 )
@@ -236,7 +235,7 @@ class CudaForward:
         hidden = self._model(inputs.ids, inputs.positions, memory)
         emitting = [row for row in rows if row.emits]
         tokens, scores = self._sample(hidden[inputs.sampling_tokens], inputs.slots, emitting)
-        scores = _spread(scores, rows) if scores else ()
+        scores = spread(scores, rows) if scores else ()
         return tokens, scores, of_prompts(hidden, rows, self._model.logits, self._vocab_size)
 
     def _sample(
@@ -263,7 +262,7 @@ class CudaForward:
         emits = np.array(emits_, dtype=bool)
         counts = np.fromiter(map(len, new_), np.int64, len(new_))
         width = self._tables.pages.shape[1]
-        entries = _ranges(slots * width + np.array(first_), counts)
+        entries = ranges(slots * width + np.array(first_), counts)
         ends, after = starts + lengths, lengths.cumsum()
         fed_back = np.array([ids is None for ids in ids_])
         given = chain.from_iterable(_FED_BACK if ids is None else ids for ids in ids_)
@@ -276,7 +275,7 @@ class CudaForward:
             new,
             slots,
             np.repeat(slots, lengths),
-            _ranges(starts, lengths),
+            ranges(starts, lengths),
             ids,
             (after - 1)[fed_back],
             slots[fed_back],
@@ -356,15 +355,3 @@ class _Failed(NamedTuple):
 
     def result(self) -> Outcome:
         raise self.error
-
-
-def _ranges(starts: Ints, lengths: Ints) -> Ints:
-    """range(starts[i], starts[i] + lengths[i]) for each i, one after the other."""
-    before = lengths.cumsum() - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-
-
-def _spread(values: Sequence[T], rows: Sequence[Row]) -> tuple[T | None, ...]:
-    """The values of the emitting rows, None where a row emits nothing."""
-    each = iter(values)
-    return tuple(next(each) if row.emits else None for row in rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import chain
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,10 @@ from minisgl.distributed.group import Group, share_kv_heads
 from minisgl.executor.kv_pool import KVPool
 from minisgl.executor.logprobs import of_prompts, of_tokens
 from minisgl.executor.sampler import choose
-from minisgl.executor.tables import Staging, Tables
+from minisgl.executor.tables import Staging, Tables, ranges, spread
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 
-T = TypeVar("T")
 Contents = list[tuple[Tensor, Tensor]]  # keys and values of some pages on each layer
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
@@ -78,8 +77,8 @@ class Forward:
         memory = Paged(self._pool, self._attention, inputs.meta.locations)
         hidden = self._model(inputs.ids, inputs.positions, memory)
         tokens, scores = self._sample(hidden, inputs)
-        out = _spread(tokens, batch.rows)
-        logprobs = _spread(scores, batch.rows) if any(scores) else ()
+        out = spread(tokens, batch.rows)
+        logprobs = spread(scores, batch.rows) if any(scores) else ()
         prompts = of_prompts(hidden, batch.rows, self._model.logits, self._vocab_size)
         span = Span(self.lane, f"step {batch.step}", begin, perf_counter())
         if not self._samples:
@@ -173,7 +172,7 @@ class Forward:
             pages,
             slots,
             np.repeat(slots, lengths),
-            _ranges(starts, lengths),
+            ranges(starts, lengths),
             ids,
             last_token[fed_back],
             slots[fed_back],
@@ -207,7 +206,7 @@ class Forward:
                 f"slot {slots[row]} was given {first[row] + counts[row]} pages; "
                 f"its table has {width}"
             )
-        return _ranges(slots * width + first, counts), np.fromiter(
+        return ranges(slots * width + first, counts), np.fromiter(
             chain.from_iterable(new), np.int64
         )
 
@@ -221,15 +220,3 @@ class _Inputs(NamedTuple):
     sampling_tokens: Tensor  # (emitting rows,): the token whose hidden state each samples from
     sampling_slots: Tensor  # (emitting rows,)
     emitting: list[Row]
-
-
-def _ranges(starts: Ints, lengths: Ints) -> Ints:
-    """range(starts[i], starts[i] + lengths[i]) for each i, one after the other."""
-    before = lengths.cumsum() - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-
-
-def _spread(values: Sequence[T], rows: Sequence[Row]) -> tuple[T | None, ...]:
-    """The values of the emitting rows, None where a row emits nothing."""
-    each = iter(values)
-    return tuple(next(each) if row.emits else None for row in rows)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from minisgl.attention.base import Ints
+from minisgl.core import Row
 from minisgl.executor.penalties import Penalties
+
+T = TypeVar("T")
 
 
 class Tables:
@@ -88,3 +93,15 @@ class Staging:
 
     def _buffer(self, size: int) -> Tensor:
         return torch.empty(size, dtype=torch.int64, pin_memory=self._pinned)
+
+
+def ranges(starts: Ints, lengths: Ints) -> Ints:
+    """range(starts[i], starts[i] + lengths[i]) for each i, one after the other."""
+    before = lengths.cumsum() - lengths
+    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
+
+
+def spread(values: Sequence[T], rows: Sequence[Row]) -> tuple[T | None, ...]:
+    """The values of the emitting rows, None where a row emits nothing."""
+    each = iter(values)
+    return tuple(next(each) if row.emits else None for row in rows)
