@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 
 # before anything imports numpy, torch or transformers; notebook kernels inherit it
@@ -16,6 +17,11 @@ os.environ.update(
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# What a shell runs in the background ignores SIGINT and hands that on to the processes that tests
+# start, and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A whole workload is one example, and the machine may be busy: neither is a mistake of a test.
 settings.register_profile(

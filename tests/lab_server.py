@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -59,11 +58,6 @@ class Server:
             self.ask(f"/api/sessions/{session['id']}", method="DELETE")
 
 
-def _heed_interrupts() -> None:
-    """What a shell runs in the background ignores SIGINT, and hands that on to its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @contextmanager
 def serve(root: Path, private: Path, further: Sequence[str] = ()) -> Iterator[Server]:
     """Serve ``root``, which ends with the block. private: an empty folder for the server's files,
@@ -92,7 +86,6 @@ def serve(root: Path, private: Path, further: Sequence[str] = ()) -> Iterator[Se
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            preexec_fn=_heed_interrupts,
         )
     server = Server(process, port, root, log)
     try:
