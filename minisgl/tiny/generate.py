@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from random import Random
 from typing import Literal, NamedTuple
 
-from minisgl.tiny import lookup, skills, stories
+from minisgl.tiny import skills, stories
 from minisgl.tiny.draw import Draw, Task, Turn
+from minisgl.tiny.lookup import NOT_IN_NOTES, library, notes
 from minisgl.tiny.skills import SKILLS
 from minisgl.tiny.words import SIGN_OFFS
 
@@ -85,7 +86,7 @@ def chat(rng: Random, num_words: int, held: bool = False, around: bool = False) 
         if once and (skill in used or (skill == "role" and turns)):
             continue
         task = (
-            lookup.notes(d, rng.randint(15, max(16, (num_words - length) // 2)))
+            notes(d, rng.randint(15, max(16, (num_words - length) // 2)))
             if skill == "notes"
             else SKILLS[skill](d)
         )
@@ -123,12 +124,12 @@ def long_chat(
     if kind == "mixed":
         talk = chat(d.rng, num_words, held, around=True)
         return messages(talk), talk.turns[-1].answer
-    task = lookup.library(d, num_words) if kind == "library" else lookup.notes(d, num_words)
+    task = library(d, num_words) if kind == "library" else notes(d, num_words)
     last = 0
     if kind == "absent":
-        while all(turn.answer != lookup.NOT_IN_NOTES for turn in task.turns):
-            task = lookup.notes(d, num_words)
-        last = [turn.answer for turn in task.turns].index(lookup.NOT_IN_NOTES)
+        while all(turn.answer != NOT_IN_NOTES for turn in task.turns):
+            task = notes(d, num_words)
+        last = [turn.answer for turn in task.turns].index(NOT_IN_NOTES)
     return messages(Chat(task.system, task.turns[: last + 1])), task.turns[last].answer
 
 
@@ -187,7 +188,7 @@ def document(rng: Random, num_words: int) -> list[Segment]:
         return out
     if num_words > 1000 and kind < 0.75 or num_words > 400 and kind < 0.35:
         room = rng.randint(100, int(num_words * 0.8))
-        task = lookup.notes(d, room) if rng.random() < 0.6 else lookup.library(d, room)
+        task = notes(d, room) if rng.random() < 0.6 else library(d, room)
         return segments(Chat(task.system, task.turns))
     return segments(chat(rng, num_words, around=num_words > 400 and rng.random() < 0.5))
 
