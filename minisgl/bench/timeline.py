@@ -68,9 +68,7 @@ class Recording(NamedTuple):
     @property
     def source(self) -> str:
         """A sentence on where it comes from."""
-        if self.is_gpu:
-            return f"Recorded on one {self.about['device']}, {self.about['date']}."
-        return f"No GPU timeline is stored yet, so this CPU's are shown; on a GPU: {COMMAND}"
+        return f"Recorded on one {self.about['device']}, {self.about['date']}."
 
     def __repr__(self) -> str:
         return "\n".join([self.about["model"], *(f"  {arm.name}" for arm in self.arms)])
@@ -115,13 +113,8 @@ def read(path: str | Path) -> Recording:
 
 
 def stored() -> Recording:
-    """The timelines that come with minisgl; where there are none, some made here and now."""
-    if STORED.exists():
-        return read(STORED)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "timeline.json"
-        list(record(path))
-        return read(path)
+    """The timelines that come with minisgl."""
+    return read(STORED)
 
 
 def record(path: Path) -> Iterator[str]:

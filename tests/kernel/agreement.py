@@ -27,7 +27,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, values[name], ids=str)
 
 
-class InputsAgree:
+class NormedProductsAgree:
     """Products of a norm. Its module has a fixture ``kernels``."""
 
     device: ClassVar[str]
@@ -57,7 +57,7 @@ class InputsAgree:
             assert torch.equal(kept, total)
 
 
-class KernelsAgree(InputsAgree):
+class KernelsAgree(NormedProductsAgree):
     """Each kernel with its plain twin."""
 
     def test_norms_agree(self, kernels: Kernels, rows: int, size: int, dtype: torch.dtype) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from minisgl.kernel.base import Kernels, Place
 from minisgl.kernel.native import NativeKernels
 from minisgl.kernel.plain import PlainKernels
-from tests.kernel.agreement import InputsAgree
+from tests.kernel.agreement import NormedProductsAgree
 from tests.kernel.agreement import pytest_generate_tests as pytest_generate_tests
 
 PLAIN = PlainKernels()
@@ -35,8 +35,8 @@ def kernels(native: NativeKernels) -> Kernels:
     return native
 
 
-class TestInputs(InputsAgree):
-    """They make them one step after the other, as all do who have nothing better."""
+class TestNormedProducts(NormedProductsAgree):
+    """A norm and a product, one after the other."""
 
     device = "cpu"
     values: ClassVar[dict[str, list[Any]]] = {

@@ -10,12 +10,12 @@
 // shared memory.
 //
 // Few tokens: a block holds all inputs, its warps take turns with a strip's chunks, and their sums
-// meet in the end. Weights come to shared memory some chunks ahead, a thread's own to each thread.
-// More tokens: a block's warps have a strip each, side by side: a tile. Their sums need registers
-// more than occupancy helps, and weights go to those directly, one chunk ahead. The chunks
-// of all tiles, one tile after the other, are dealt out to the blocks in runs of equal length; a
-// tile whose chunks fell to several blocks is added up by the one that comes last, in the order of
-// the inputs, so that results repeat.
+// meet in the end. Weights come to shared memory some chunks ahead, to each thread its own.
+//
+// More tokens: a block's warps have a strip each, side by side: a tile. Weights go to registers
+// directly, one chunk ahead. The chunks of all tiles, one tile after the other, are dealt out to
+// the blocks in runs of equal length; a tile whose chunks fell to several blocks is added up by the
+// one that comes last, in the order of the inputs, so that results repeat.
 //
 // What the hardware does is tensor_core.cuh's; tests put an emulation in its place.
 #pragma once
@@ -155,9 +155,8 @@ struct Sums {
     }
 
     // Add a chunk's products. codes(step), groups(part): this thread's 16 bytes of weights, and of
-    // zeros and scales. inputs(tile, step): 16 bytes of token 8 * tile + lane / 4, of piece 4 *
-    // step
-    // + lane % 4. used(step), used_group(part): called when those are used.
+    // zeros and scales. inputs(tile, step): piece 4 * step + lane % 4 of token 8 * tile + lane / 4.
+    // used(step), used_group(part): called when those are used.
     template <typename T, int kScaled, typename Codes, typename Groups, typename Inputs,
               typename Used, typename UsedGroup>
     __device__ void add(Codes codes, Groups groups, Inputs inputs, Used used,

@@ -105,7 +105,6 @@ struct Barrier {
 };
 
 struct Lane {  // what a lane shows the others of its warp
-    const void* row;
     float number;
     uint32_t a[4], b[2];
 };
