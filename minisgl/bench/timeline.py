@@ -99,7 +99,10 @@ def per_step(profile: Profile) -> float:
 
 def read(path: str | Path) -> Recording:
     """What ``record`` wrote. Raises ValueError for another file."""
-    made = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        made = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        made = None
     if not isinstance(made, dict) or made.get("format") != _FORMAT:
         raise ValueError(f"{path} holds no timelines; {COMMAND} writes such a file")
     names = made["names"]

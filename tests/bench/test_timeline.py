@@ -59,9 +59,10 @@ def test_a_profile_is_read_back_to_a_tenth_of_a_microsecond() -> None:
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="holds no timelines"):
-        read(path)
+    for text in ("[]", "no JSON"):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="other.json holds no timelines"):
+            read(path)
 
 
 def test_the_timeline_that_comes_with_minisgl_is_from_a_gpu_and_small() -> None:
