@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisgl.config import (
-    MARLIN_CAPABILITY,
+    TENSOR_CORES,
     EngineConfig,
     Hardware,
     gpu_attention,
@@ -52,6 +52,7 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
         machine = machine._replace(native=_has_native_kernels(wanted))
     elif wanted.runner == "torch":
         machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
+        machine = machine._replace(megakernels=_has_megakernels(wanted, machine))
         if described.packing is not None:
             machine = machine._replace(marlin_kernels=_has_marlin_kernels(wanted, machine))
     final = resolve(wanted, machine, os.environ, described.facts())
@@ -116,9 +117,19 @@ def _has_cuda_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
 
 def _has_marlin_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
     """Likewise the kernels for weights of four bits."""
-    if wanted.quantization in ("awq", "fp16") or machine.capability < MARLIN_CAPABILITY:
+    if wanted.quantization in ("awq", "fp16") or machine.capability < TENSOR_CORES:
         return False
     return _compiles("marlin.cu", machine, "Triton's compute instead", "quantization='awq'")
+
+
+def _has_megakernels(wanted: EngineConfig, machine: Hardware) -> bool:
+    """Likewise those that compute all layers of a token."""
+    if wanted.megakernel is False or wanted.dtype == "float32" or wanted.tp > 1:
+        return False
+    if not machine.cuda_kernels or machine.capability < TENSOR_CORES:
+        return False
+    instead = "a token's layers are kernels of their own"
+    return _compiles("megakernel.cu", machine, instead, "megakernel=False")
 
 
 def _compiles(source: str, machine: Hardware, instead: str, choice: str) -> bool:

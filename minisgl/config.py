@@ -26,7 +26,7 @@ _GRAPH_ROWS = 256
 _KV_MEMORY_SHARE = 4  # a quarter of what is free holds KV pages at most
 _AUTO_SEQUENCES = 16  # ... and no more than this many sequences of full length
 _BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
-MARLIN_CAPABILITY: Final = (8, 0)  # of the GPUs whose tensor cores csrc/marlin.cuh is for
+TENSOR_CORES: Final = (8, 0)  # capability of the GPUs that csrc/tensor_core.cuh is for
 _FOUR_BITS: Final = ("awq", "awq_marlin")
 _SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
 
@@ -92,6 +92,11 @@ class EngineConfig:
         AUTO, "launch a decode step as one recorded graph (GPU)", (AUTO, True, False)
     )
     graph_rows: int | Auto = _option(AUTO, "requests in the largest graph; larger steps have none")
+    megakernel: bool | Auto = _option(
+        AUTO,
+        "compute all layers of a step of one token in one kernel (GPU, 16-bit numbers)",
+        (AUTO, True, False),
+    )
     device: str = _option(AUTO, "where the model computes", (AUTO, "cpu", "cuda"))
     dtype: str = _option(
         AUTO, "what is computed and stored", (AUTO, "float32", "float16", "bfloat16")
@@ -222,6 +227,7 @@ class Hardware(NamedTuple):
     native: bool = False  # the C++ kernels are compiled, or can be
     cuda_kernels: bool = False  # likewise the CUDA kernels
     marlin_kernels: bool = False  # likewise those for weights of four bits
+    megakernels: bool = False  # likewise those that compute all layers of a token
     capability: tuple[int, int] = (0, 0)  # the first GPU's compute capability
     packages: frozenset[str] = frozenset()  # of flashinfer, sgl_kernel, triton: what is installed
 
@@ -368,6 +374,7 @@ def _with_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -
             ("attention", config.attention in _ON_GPUS),
             ("kernels", config.kernels == "cuda"),
             ("cuda_graph", config.cuda_graph is True),
+            ("megakernel", config.megakernel is True),
         ):
             if asked:
                 raise ValueError(
@@ -379,7 +386,8 @@ def _with_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -
         out = out.but(attention="native" if can else "grouped")
     if out.kernels == AUTO:
         out = out.but(kernels="native" if can else "torch")
-    return out.but(cuda_graph=False) if out.cuda_graph == AUTO else out
+    out = out.but(cuda_graph=False) if out.cuda_graph == AUTO else out
+    return out.but(megakernel=False) if out.megakernel == AUTO else out
 
 
 def _with_gpu_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> EngineConfig:
@@ -401,7 +409,24 @@ def _with_gpu_kernels(config: EngineConfig, hardware: Hardware, model: ModelFact
             f"cuda_graph=True was asked; attention={out.attention!r} cannot be recorded, "
             f"{', '.join(_ON_GPUS)} can; use attention='auto' or cuda_graph='auto'"
         )
-    return out.but(cuda_graph=can_graph) if out.cuda_graph == AUTO else out
+    out = out.but(cuda_graph=can_graph) if out.cuda_graph == AUTO else out
+    why = no_megakernel(out, hardware)
+    if out.megakernel is True and why is not None:
+        raise ValueError(f"megakernel=True was asked; {why}; use megakernel='auto'")
+    return out.but(megakernel=why is None) if out.megakernel == AUTO else out
+
+
+def no_megakernel(config: EngineConfig, hardware: Hardware) -> str | None:
+    """Why no kernel can compute all layers of a token; None if one can, for sizes that it has."""
+    if config.kernels != "cuda":
+        return f"it goes with kernels='cuda', these are {config.kernels!r}"
+    if config.dtype not in ("float16", "bfloat16"):
+        return f"it computes in float16 and bfloat16, not in {config.dtype}"
+    if config.tp > 1:
+        return f"it computes on one GPU, not with tp={config.tp}"
+    if not hardware.megakernels:
+        return "it needs tensor cores, nvcc and the package apache-tvm-ffi"
+    return None
 
 
 def gpu_attention(dtype: str, hardware: Hardware, model: ModelFacts) -> tuple[str, str]:
@@ -461,8 +486,8 @@ def no_marlin(device: str, dtype: str, hardware: Hardware) -> str | None:
     """Why weights of four bits cannot be multiplied on tensor cores; None if they can."""
     if device != "cuda":
         return f"it needs an NVIDIA GPU and the device is {device!r}"
-    if hardware.capability < MARLIN_CAPABILITY:
-        return f"it needs compute capability {MARLIN_CAPABILITY}, not {hardware.capability}"
+    if hardware.capability < TENSOR_CORES:
+        return f"it needs compute capability {TENSOR_CORES}, not {hardware.capability}"
     if dtype not in ("float16", "bfloat16"):
         return f"it computes in float16 and bfloat16, not in {dtype}"
     if not hardware.marlin_kernels:

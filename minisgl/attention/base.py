@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minisgl.kernel.base import Kernels, Place
+from minisgl.kernel.base import Kernels, Place, TokenMemory
 
 Ints = NDArray[np.int64]
 
@@ -28,6 +28,13 @@ class Meta(NamedTuple):
     # past a row's last page it names any page
     locations: Tensor  # (tokens,) int64: page * page_size + offset of each new position
     device: DeviceMeta | None = None  # the same numbers for kernels that read them on a GPU
+
+    def token(self, pools: Tensor | None, page_size: int) -> TokenMemory | None:
+        """A batch of one token, for a kernel that computes all layers; pools: of it, if it is
+        wanted."""
+        if pools is None or self.device is None or len(self.locations) > 1:
+            return None
+        return TokenMemory(pools, self.pages, self.device.ends, page_size)
 
 
 class DeviceMeta(NamedTuple):
@@ -90,6 +97,7 @@ class Paged(NamedTuple):
     pool: Pool
     attention: Attention
     locations: Tensor  # (tokens,) int64: where each new position goes
+    token: TokenMemory | None = None  # the same for a kernel that computes all layers of a token
 
     def place(self, layer: int) -> Place:
         """Where the batch's keys and values belong."""

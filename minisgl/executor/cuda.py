@@ -86,11 +86,21 @@ class CudaForward:
         self._sampling_staging = Staging(depth, model.device)
         backend = registry.find("attention", config.attention)
         self._attention: Attention = backend(self._pool, model_config.traits.windows)
+        # where each layer's keys and values are, for a kernel that computes all layers
+        self._addresses: Tensor | None = None
+        if config.megakernel:
+            self._addresses = self._pool.addresses()
         self._graphs: Graphs | None = None
         if config.cuda_graph and hasattr(self._attention, "capture"):
             heads = model_config.num_heads // group.size
             self._graphs = Graphs(
-                model, self._pool, self._tables, self._attention, heads, int(config.graph_rows)
+                model,
+                self._pool,
+                self._tables,
+                self._attention,
+                heads,
+                int(config.graph_rows),
+                self._addresses,
             )
         self._clock, self._last_end = DeviceClock(), torch.cuda.Event(enable_timing=True)
         self._results = [
@@ -231,7 +241,12 @@ class CudaForward:
                 return tokens, scores, asked
         inputs = self._stage(rows, begin)
         self._attention.prepare(inputs.meta)
-        memory = Paged(self._pool, self._attention, inputs.meta.locations)
+        memory = Paged(
+            self._pool,
+            self._attention,
+            inputs.meta.locations,
+            inputs.meta.token(self._addresses, self._page_size),
+        )
         hidden = self._model(inputs.ids, inputs.positions, memory)
         emitting = [row for row in rows if row.emits]
         tokens, scores = self._sample(hidden[inputs.sampling_tokens], inputs.slots, emitting)

@@ -34,7 +34,8 @@ def sizes(most: int) -> tuple[int, ...]:
 class Graphs:
     """The graphs of one model on its pages and tables. Used on the stream of that model alone.
 
-    attention: a ``Capturable``. heads: query heads. most: rows of the largest graph.
+    attention: a ``Capturable``. heads: query heads. most: rows of the largest graph. addresses: of
+    the pool, where a kernel that computes all layers of a token is wanted.
     Padding uses the last slot of the tables, whose pages are all the last page of the pool.
     """
 
@@ -46,7 +47,9 @@ class Graphs:
         attention: Any,
         heads: int,
         most: int,
+        addresses: Tensor | None,
     ) -> None:
+        self._addresses = addresses
         self._model, self._pool, self._tables = model, pool, tables
         self._attention, self._heads = attention, heads
         self._sizes, self._kept = sizes(most), dict[tuple[int, bool], Decode]()
@@ -87,9 +90,16 @@ class Graphs:
         """Start to capture on the current stream, into the shared memory."""
         graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
 
-    def parts(self) -> tuple[Model, KVPool, Tables, Any, int]:
+    def parts(self) -> tuple[Model, KVPool, Tables, Any, int, Tensor | None]:
         """What a graph computes with."""
-        return self._model, self._pool, self._tables, self._attention, self._heads
+        return (
+            self._model,
+            self._pool,
+            self._tables,
+            self._attention,
+            self._heads,
+            self._addresses,
+        )
 
 
 def _renew_generator(device: torch.device) -> None:
@@ -110,7 +120,7 @@ class Decode:
     """
 
     def __init__(self, graphs: Graphs, size: int, greedy: bool) -> None:
-        model, pool, tables, attention, heads = graphs.parts()
+        model, pool, tables, attention, heads, addresses = graphs.parts()
         device, width = model.device, tables.pages.shape[1]
         self._size, self._page_size, self._width = size, pool.page_size, width
         self._blank = self._packed_padding(len(tables.pages) - 1)
@@ -124,7 +134,7 @@ class Decode:
         first = torch.arange(size + 1, dtype=torch.int32, device=device)
         host = np.zeros(size, np.int64), np.ones(size, np.int64)
         meta = Meta(*host, pages, inputs.locations, DeviceMeta(ends, first))
-        memory = Paged(pool, attention, inputs.locations)
+        memory = Paged(pool, attention, inputs.locations, meta.token(addresses, pool.page_size))
         self._kept = inputs, meta  # a graph keeps addresses, not tensors
         self._replan: Replan = attention.capture(meta, heads)
         self._graph = torch.cuda.CUDAGraph()

@@ -56,6 +56,11 @@ class KVPool:
         """Where keys and values of tokens at flat positions ``locations``, (tokens,) int64, go."""
         return Place(*self._flat[layer], locations)
 
+    def addresses(self) -> Tensor:
+        """Where each layer's keys and values begin: (layers, 2) int64, on the device."""
+        where = [[keys.data_ptr(), values.data_ptr()] for keys, values in self._flat]
+        return torch.tensor(where, device=self.keys[0].device)
+
     @property
     def page_bytes(self) -> int:
         """What one page takes on all layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -53,6 +54,49 @@ class DecodeInputs(NamedTuple):
     pages: Tensor  # (rows, width) int32: each row's table as far as it is used
 
 
+class LayerWeights(NamedTuple):
+    """What a decoder's layer multiplies with, in the order in which it does."""
+
+    attention_norm: Tensor  # (hidden,)
+    qkv: Matrix
+    head_norm: Tensor | None  # (query and key heads, head_dim)
+    o: Matrix
+    mlp_norm: Tensor  # (hidden,)
+    gate_up: Matrix
+    down: Matrix
+    window: int | None  # newest positions that a token sees; None: all
+
+
+class Shape(NamedTuple):
+    """What all layers of a decoder have in common."""
+
+    hidden: int
+    inner: int  # numbers between an MLP's products
+    heads: int
+    kv_heads: int
+    head_dim: int
+    eps: float  # of the norms
+    head_eps: float  # of the norms of queries and keys
+
+
+class TokenMemory(NamedTuple):
+    """The pages of one row, as a kernel takes them that computes a token on all layers."""
+
+    pools: Tensor  # (layers, 2) int64 on the device: where each layer's keys and values are
+    pages: Tensor  # (1, n) int32
+    end: Tensor  # (1,) int32: how many positions the row has, this token's included
+    page_size: int
+
+
+class AllLayers(Protocol):
+    """A decoder's layers for one token."""
+
+    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, memory: TokenMemory) -> Tensor:
+        """x: (1, hidden); cos, sin: (1, 1, head_dim / 2) of its position. Stores its keys and
+        values. Returns the residual stream behind the last layer: (1, hidden)."""
+        ...
+
+
 class Kernels(Protocol):
     """The twins: ``kernel.plain`` anywhere, ``kernel.native`` on a CPU in float32, ``kernel.cuda``
     on an NVIDIA GPU."""
@@ -90,6 +134,10 @@ class Kernels(Protocol):
         x, residual: (tokens, inputs). Returns the product and the sum, which may be x itself or in
         the residual's memory: whoever calls gives up both.
         """
+        ...
+
+    def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> AllLayers | None:
+        """All these layers for a single token as one kernel; None where there is none for them."""
         ...
 
     def turn_and_store(

@@ -1,33 +1,30 @@
 """The kernels in CUDA C++, for NVIDIA GPUs. Numbers agree with the plain ones up to rounding.
 
-Matrix products are cuBLAS's but for the fewest tokens: there a product is reading its weights, and
-ours fetches them while the kernel before it still runs, and computes the norm that stands before it
-on the way (H200, one token, us with the norm: 24576 x 4096 takes 48 instead of 53, 6144 x 4096 14.3
-instead of 19.3, 6144 x 1024 6.1 instead of 7.9; without, 1024 x 2048 takes 3.4 instead of 12.7; of
-2 or 4 tokens, cuBLAS is as fast where a matrix is large). What stands between products is bound by
-memory and launches, so each step of it is one kernel here where torch has two to six.
+Matrix products are cuBLAS's but for the fewest tokens (kernel/few.py), and a step of one token is
+one kernel (kernel/megakernel.py). What stands between products is bound by memory and launches, so
+each step of it is one kernel here where torch has two to six.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from minisgl.kernel import separate
-from minisgl.kernel.base import DecodeInputs, DecodeTables, Matrix, Place
+from minisgl.kernel.base import DecodeInputs, DecodeTables, LayerWeights, Matrix, Place, Shape
 from minisgl.kernel.compile import load_cuda
+from minisgl.kernel.few import FewTokens
 from minisgl.kernel.int4 import Int4
+from minisgl.kernel.megakernel import Megakernel
 from minisgl.kernel.paging import split
 from minisgl.kernel.plain import PlainKernels
 
 _PIECE: Final = 16  # bytes that a thread reads at a time
 _LARGEST_NORM: Final = 4 * 1024 * _PIECE  # bytes of a row that one block keeps in registers
 _LARGEST_HEAD: Final = 256
-_FEW_TOKENS: Final = (1, 2, 4)
-_LARGEST_INPUT: Final = 40 << 10  # bytes of few tokens' rows, of which each block makes a copy
-_SMALL: Final = 4096  # outputs and inputs of a matrix for which more than one token counts as few
 
 
 class CudaKernels:
@@ -50,7 +47,7 @@ class CudaKernels:
         """See ``Kernels``."""
         plain = self._plain.matrix(weight, bias, half=half, rows=rows)
         fits = weight.shape[1] * weight.element_size() % _PIECE == 0 and weight.is_contiguous()
-        return _Few(self._module, plain, weight, bias) if fits else plain
+        return FewTokens(self._module, plain, weight, bias) if fits else plain
 
     def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
         """See ``Kernels``. As torch has it."""
@@ -86,9 +83,13 @@ class CudaKernels:
     ) -> tuple[Tensor, Tensor]:
         """See ``Kernels``. In one kernel for few tokens; the sum is then in new memory."""
         whole = residual is None or residual.is_contiguous()
-        if isinstance(matrix, _Few) and matrix.takes(x) and whole:
+        if isinstance(matrix, FewTokens) and matrix.takes(x) and whole:
             return matrix.normed(x, residual, weight, eps)
         return separate.normed_product(self, matrix, x, residual, weight, eps)
+
+    def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> Megakernel | None:
+        """See ``Kernels``."""
+        return Megakernel.of(layers, shape)
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
@@ -111,37 +112,3 @@ class CudaKernels:
 def _has_norm(x: Tensor) -> bool:
     row = x.shape[1] * x.element_size()
     return row % _PIECE == 0 and row <= _LARGEST_NORM and x.is_contiguous()
-
-
-class _Few:
-    """A matrix that knows a way of its own for few tokens: csrc/product.cuh."""
-
-    def __init__(self, module: Any, plain: Matrix, weight: Tensor, bias: Tensor | None) -> None:
-        self._product, self._normed = module["product"], module["normed_product"]
-        self._plain, self._weight, self._bias = plain, weight, bias
-        self.shape, self.num_bytes, self.rows = plain.shape, plain.num_bytes, plain.rows
-        row = weight.shape[1] * weight.element_size()
-        some = _FEW_TOKENS if max(weight.shape) <= _SMALL else (1,)
-        self._tokens = tuple(n for n in some if n * row <= _LARGEST_INPUT)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """See ``Matrix``."""
-        if not self.takes(x):
-            return self._plain(x)
-        out = x.new_empty(len(x), self.shape[0])
-        self._product(x, self._weight, self._bias, out)
-        return out
-
-    def takes(self, x: Tensor) -> bool:
-        """Whether x, or its norm, is multiplied in the way for few tokens."""
-        return len(x) in self._tokens and x.is_contiguous()
-
-    def normed(
-        self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        """See ``Kernels.normed_product``."""
-        out, total = x.new_empty(len(x), self.shape[0]), None
-        if residual is not None:
-            total = torch.empty_like(x)
-        self._normed(x, residual, weight, eps, total, self._weight, self._bias, out)
-        return out, x if total is None else total

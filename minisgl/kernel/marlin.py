@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from minisgl.config import MARLIN_CAPABILITY
+from minisgl.config import TENSOR_CORES
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.int4 import Int4, pack, unpack
 
@@ -124,9 +124,9 @@ def room_on(device: torch.device) -> Room:
     """The room of a GPU. Raises ValueError for one that is too old, NoKernels if the kernels cannot
     be compiled."""
     capability = torch.cuda.get_device_capability(device)
-    if capability < MARLIN_CAPABILITY:
+    if capability < TENSOR_CORES:
         raise ValueError(
-            f"the Marlin kernel needs compute capability {MARLIN_CAPABILITY}, not {capability}"
+            f"the Marlin kernel needs compute capability {TENSOR_CORES}, not {capability}"
         )
     with torch.cuda.device(device):
         return Room.made(load_cuda(capability, source="marlin.cu"), device)
@@ -145,16 +145,16 @@ class MarlinInt4:
             raise ValueError(
                 f"the Marlin kernel computes in float16 and bfloat16, not in {weight.dtype}"
             )
-        self._weight, self._bias = arranged(weight), bias
+        self.packed, self.bias = arranged(weight), bias
         self._room = room or room_on(weight.codes.device)
         self.shape = weight.shape
-        self.num_bytes = self._weight.words.nbytes + self._weight.groups.nbytes
+        self.num_bytes = self.packed.words.nbytes + self.packed.groups.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """See ``Matrix``."""
         if len(x) <= _FEW:
             return self.multiply(x)
-        return torch.nn.functional.linear(x, self.dequantise(), self._bias)
+        return torch.nn.functional.linear(x, self.dequantise(), self.bias)
 
     def rows(self, ids: Tensor) -> Tensor:
         """See ``Matrix``."""
@@ -165,15 +165,15 @@ class MarlinInt4:
         many as the GPU holds at a time."""
         if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
             x = x.contiguous()
-        weight, room = self._weight, self._room
+        weight, room = self.packed, self._room
         out = x.new_empty(len(x), self.shape[0])
-        at = (weight.words, weight.groups, self._bias, out, room.parts, room.arrived)
+        at = (weight.words, weight.groups, self.bias, out, room.parts, room.arrived)
         room.module["multiply"](x, *at, weight.group, blocks, _LEAST)
         return out
 
     def dequantise(self) -> Tensor:
         """The weights in the dtype that is computed in: (outputs, inputs)."""
-        weight = self._weight
+        weight = self.packed
         out = torch.empty(self.shape, dtype=weight.dtype, device=weight.words.device)
         self._room.module["unpack"](weight.words, weight.groups, out, weight.group)
         return out

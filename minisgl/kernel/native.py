@@ -7,13 +7,14 @@ A norm takes 1 us instead of 10: a small model's step is mostly the way from Pyt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from minisgl.kernel import paging, separate
-from minisgl.kernel.base import Matrix, Place
+from minisgl.kernel.base import AllLayers, LayerWeights, Matrix, Place, Shape
 from minisgl.kernel.functions import functions
 from minisgl.kernel.int4 import PER_WORD, Int4, unpack
 
@@ -68,6 +69,10 @@ class NativeKernels:
     ) -> tuple[Tensor, Tensor]:
         """See ``Kernels``."""
         return separate.normed_product(self, matrix, x, residual, weight, eps)
+
+    def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> AllLayers | None:
+        """See ``Kernels``. There is none: between two C++ functions nothing idles."""
+        return None
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.kernel import paging, separate
-from minisgl.kernel.base import Matrix, Place
+from minisgl.kernel.base import AllLayers, LayerWeights, Matrix, Place, Shape
 from minisgl.kernel.int4 import Int4, dequantise
 
 
@@ -43,6 +45,10 @@ class PlainKernels:
     ) -> tuple[Tensor, Tensor]:
         """See ``Kernels``."""
         return separate.normed_product(self, matrix, x, residual, weight, eps)
+
+    def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> AllLayers | None:
+        """See ``Kernels``. There is none."""
+        return None
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place

@@ -41,9 +41,10 @@ class HeadTurn:
         self, source: Source, name: str, heads: int, kv_heads: int, head_dim: int, eps: float | None
     ) -> None:
         """eps: of the RMS norm on each query and key head; None: there is none."""
-        self._kernels, self._eps, self._weight = source.kernels, eps or 0.0, None
+        self._kernels, self._eps = source.kernels, eps or 0.0
+        self.weight: Tensor | None = None
         if eps is not None:
-            self._weight = weight = source.empty(heads + kv_heads, head_dim)
+            self.weight = weight = source.empty(heads + kv_heads, head_dim)
             source.fill(weight[0], f"{name}.q_norm.weight", (head_dim,))
             source.fill(weight[heads], f"{name}.k_norm.weight", (head_dim,))
             weight[1:heads] = weight[0]
@@ -55,4 +56,4 @@ class HeadTurn:
         qkv: (tokens, q, k and v heads, head_dim), which may be written to.
         Returns q: (tokens, heads, head_dim), k and v: (tokens, kv_heads, head_dim).
         """
-        return self._kernels.turn_and_store(qkv, self._weight, self._eps, *rotation, to)
+        return self._kernels.turn_and_store(qkv, self.weight, self._eps, *rotation, to)

@@ -7,13 +7,14 @@ mind: an architecture whose layer differs in more than a flag or two gets a laye
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Protocol, final
 
 import torch
 from torch import Tensor
 
 from minisgl.distributed.group import Group, share, share_kv_heads
-from minisgl.kernel.base import Place
+from minisgl.kernel.base import AllLayers, LayerWeights, Place, Shape, TokenMemory
 from minisgl.layers.embedding import VocabMatrix
 from minisgl.layers.linear import GatedMLP, RowLinear, qkv_linear
 from minisgl.layers.norm import HeadTurn, RMSNorm
@@ -32,6 +33,11 @@ class Memory(Protocol):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See ``attention.base.Attention.attend``."""
+        ...
+
+    @property
+    def token(self) -> TokenMemory | None:
+        """If the batch is one token whose layers may be computed by one kernel: its pages."""
         ...
 
 
@@ -73,15 +79,37 @@ class Decoder(ABC):
         weight = self.norm.weight
         self.dtype, self.device = weight.dtype, weight.device
         self.rotary = Rotary(config.rope, config.head_dim, self.device)
+        self._kernels, self._config, self._alone = source.kernels, config, group.size == 1
 
     @final
     def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
         """See ``Model``."""
         rotation = self.rotary.at(positions, self.dtype)
         x, residual = self.embedding.embed(ids), None
+        if memory.token is not None and self._at_once is not None:
+            return self.norm(self._at_once(x, *rotation, memory.token), None)
         for layer in self.layers:
             x, residual = layer(x, residual, rotation, memory)
         return self.norm(x, residual)
+
+    @cached_property
+    def _at_once(self) -> AllLayers | None:
+        """All layers for one token, where the kernels have that; made at the first use."""
+        config, traits = self._config, self._config.traits
+        if not self._alone or traits.o_bias or traits.mlp_bias:
+            return None  # ranks add up what rows of theirs give, then the bias
+        windows = traits.windows or (None,) * config.num_layers
+        weights = [layer.weights(w) for layer, w in zip(self.layers, windows, strict=True)]
+        shape = Shape(
+            config.hidden_size,
+            config.intermediate_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            eps=config.norm_eps,
+            head_eps=config.norm_eps,
+        )
+        return self._kernels.megakernel(weights, shape)
 
     @final
     def logits(self, hidden: Tensor) -> Tensor:
@@ -107,6 +135,20 @@ class Layer:
         before the first layer. Both (tokens, hidden_size), and given up. Returns the same pair."""
         x, residual = self.attention(x, residual, self.attention_norm, rotation, memory)
         return self.mlp(x, residual, self.mlp_norm)
+
+    def weights(self, window: int | None) -> LayerWeights:
+        """What it multiplies with. window: newest positions that a token sees; None: all."""
+        attention, mlp = self.attention, self.mlp
+        return LayerWeights(
+            self.attention_norm.weight,
+            attention.qkv.matrix,
+            attention.turn.weight,
+            attention.o.matrix,
+            self.mlp_norm.weight,
+            mlp.gate_up.matrix,
+            mlp.down.matrix,
+            window,
+        )
 
 
 class _SelfAttention:

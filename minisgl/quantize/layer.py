@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.distributed.group import ALONE
-from minisgl.kernel.base import Place
+from minisgl.kernel.base import Place, TokenMemory
 from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Layer
@@ -105,6 +105,8 @@ class LayerBench:
 
 class _Sequences:
     """A layer's memory of whole sequences of one length, one after the other in x."""
+
+    token: TokenMemory | None = None
 
     def __init__(self, config: ModelConfig, x: Tensor, length: int, window: int | None) -> None:
         self._length, self._window = length, window

@@ -34,6 +34,39 @@ __device__ inline int arrive(int* at) {
     return before;
 }
 
+// A barrier of the first so many threads of a block.
+__device__ inline void sync_first(int threads) {
+    asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
+__device__ inline bool any_of_warp(bool mine) {
+    return __any_sync(0xffffffffu, mine);
+}
+
+// Leave the processor to others for a moment.
+__device__ inline void doze() {
+    __nanosleep(40);
+}
+
+// A number for other blocks of this kernel and its stamp, which become visible together.
+__device__ inline void hand_over(uint64_t* to, uint32_t number, uint32_t stamp) {
+    const uint64_t both = static_cast<uint64_t>(stamp) << 32 | number;
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(both) : "memory");
+}
+
+// What there is now: a number and its stamp; of two, each with its own.
+__device__ inline uint64_t look_at(const uint64_t* at) {
+    uint64_t both;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(both) : "l"(at) : "memory");
+    return both;
+}
+__device__ inline void look_at_two(const uint64_t* at, uint64_t (&two)[2]) {
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                 : "=l"(two[0]), "=l"(two[1])
+                 : "l"(at)
+                 : "memory");
+}
+
 // Until what the kernels before this one wrote can be read.
 __device__ inline void wait_for_inputs() {
 #if __CUDA_ARCH__ >= 900

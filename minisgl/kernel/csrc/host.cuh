@@ -16,6 +16,20 @@ inline cudaStream_t stream_of(const TensorView& x) {
     return static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
 }
 
+template <typename... Params, typename... Args>
+void launch_as(cudaLaunchAttribute how, int shared, const char* what, void (*kernel)(Params...),
+               int64_t blocks, int threads, cudaStream_t stream, Args... args) {
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = stream;
+    config.attrs = &how;
+    config.numAttrs = 1;
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+    TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
+}
+
 // Launch with leave to start before the kernel ahead in the stream has ended.
 // shared: bytes of dynamic shared memory.
 template <typename... Params, typename... Args>
@@ -24,15 +38,17 @@ void launch_with(int shared, const char* what, void (*kernel)(Params...), int64_
     cudaLaunchAttribute early;
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = static_cast<size_t>(shared);
-    config.stream = stream;
-    config.attrs = &early;
-    config.numAttrs = 1;
-    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
-    TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
+    launch_as(early, shared, what, kernel, blocks, threads, stream, args...);
+}
+
+// Launch blocks that may wait for each other: all of them run at once, or it is an error.
+template <typename... Params, typename... Args>
+void launch_together(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
+                     int threads, cudaStream_t stream, Args... args) {
+    cudaLaunchAttribute together;
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+    launch_as(together, shared, what, kernel, blocks, threads, stream, args...);
 }
 
 template <typename... Params, typename... Args>

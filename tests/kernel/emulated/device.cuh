@@ -4,10 +4,12 @@
 //
 // - a copy that nobody waited for has not happened (or, if so asked, happens at once, which shows
 //   whether it overwrites what is still read);
-// - threads and blocks run in another order for every seed, and a warp may fall far behind;
+// - threads and blocks run in another order for every seed, and a warp may fall far behind; blocks
+//   that are launched together take turns, others run one after the other;
 // - dynamic shared memory begins as NaN, and what is fetched must lie in a tensor that was handed
 // over;
-// - a barrier that some threads never reach is an error, not a hang.
+// - a barrier that some threads never reach is an error, not a hang, and so is a number that nobody
+//   hands over.
 #pragma once
 #include <ucontext.h>
 
@@ -26,14 +28,18 @@
 #include <vector>
 
 #define __device__
+#define __host__
 #define __global__
-#define __shared__ static  // one block runs at a time
+#define __shared__ static  // only in blocks that run one at a time
 #define __launch_bounds__(...)
 
 constexpr int kWarp = 32;
 
 struct alignas(16) uint4 {
     uint32_t x, y, z, w;
+};
+struct alignas(8) uint2 {
+    uint32_t x, y;
 };
 struct __half {
     uint16_t bits;
@@ -117,22 +123,22 @@ struct Thread {
 };
 
 struct Machine {
-    std::vector<Thread> threads;
-    std::vector<Barrier> warps;
+    std::vector<Thread> threads;  // of the blocks that run now, as all that follows
+    std::vector<Barrier> warps, blocks, firsts;
     std::vector<Lane> lanes;
-    Barrier block{0};
+    std::unique_ptr<unsigned char[]> shared;
     ucontext_t scheduler;
     int current = 0;
     long moves = 0;
     uint32_t seed = 0;
     bool eager = false;
     std::string problem;
-    std::vector<std::pair<const char*, size_t>> buffers;
+    std::vector<std::pair<const char*, size_t>> buffers, kept;  // of one launch, of all
     std::function<void()> body;
 };
 
+constexpr size_t kShared = 1 << 18;  // bytes of a block
 inline Machine machine;
-alignas(16) inline unsigned char shared_memory[1 << 18];
 
 inline void give_way() {
     Thread& mine = machine.threads[machine.current];
@@ -162,8 +168,10 @@ inline void begin_thread() {
 
 inline bool known(const void* from, size_t bytes) {
     const char* at = static_cast<const char*>(from);
-    for (const auto& [start, size] : machine.buffers) {
-        if (at >= start && at + bytes <= start + size) return true;
+    for (const auto* some : {&machine.buffers, &machine.kept}) {
+        for (const auto& [start, size] : *some) {
+            if (at >= start && at + bytes <= start + size) return true;
+        }
     }
     machine.problem = "something is fetched from outside of every tensor";
     return false;
@@ -176,14 +184,52 @@ inline void warp_barrier() {
     wait_at(machine.warps[machine.current / kWarp]);
 }
 
+inline unsigned char* shared_memory();
+
 }  // namespace emulated
 
 inline emulated::Index threadIdx, blockIdx, blockDim, gridDim;
 
+inline unsigned char* emulated::shared_memory() {
+    return &machine.shared[machine.current / blockDim.x * kShared];
+}
+
 inline void wait_for_inputs() {}
 inline void let_next_start() {}
 inline void __syncthreads() {
-    emulated::wait_at(emulated::machine.block);
+    emulated::wait_at(emulated::machine.blocks[emulated::machine.current / blockDim.x]);
+}
+inline void sync_first(int threads) {
+    emulated::Barrier& at = emulated::machine.firsts[emulated::machine.current / blockDim.x];
+    at.members = threads;
+    emulated::wait_at(at);
+}
+inline void doze() {}
+inline bool any_of_warp(bool mine) {
+    emulated::Lane* lanes = emulated::lanes_of_warp();
+    lanes[emulated::machine.current % kWarp].number = mine;
+    emulated::warp_barrier();
+    bool out = false;
+    for (int i = 0; i < kWarp; ++i) out |= lanes[i].number != 0.0f;
+    emulated::warp_barrier();
+    return out;
+}
+inline void __syncwarp() {
+    emulated::warp_barrier();
+}
+inline void hand_over(uint64_t* to, uint32_t number, uint32_t stamp) {
+    ++emulated::machine.moves;
+    if (emulated::known(to, 8)) *to = static_cast<uint64_t>(stamp) << 32 | number;
+}
+inline uint64_t look_at(const uint64_t* at) {
+    emulated::give_way();  // who waits looks again and again
+    return emulated::known(at, 8) ? *at : 0;
+}
+inline void look_at_two(const uint64_t* at, uint64_t (&two)[2]) {
+    if (reinterpret_cast<uintptr_t>(at) % 16)
+        emulated::machine.problem = "two numbers off 16 bytes";
+    two[0] = look_at(at);
+    two[1] = look_at(at + 1);
 }
 inline int arrive(int* at) {
     return (*at)++;
@@ -200,8 +246,18 @@ inline float rsqrtf(float x) {
 inline float __expf(float x) {
     return std::exp(x);
 }
+inline float __uint_as_float(uint32_t bits) {
+    float out;
+    std::memcpy(&out, &bits, 4);
+    return out;
+}
+inline uint32_t __float_as_uint(float x) {
+    uint32_t out;
+    std::memcpy(&out, &x, 4);
+    return out;
+}
 inline uint4* dynamic_shared() {
-    return reinterpret_cast<uint4*>(emulated::shared_memory);
+    return reinterpret_cast<uint4*>(emulated::shared_memory());
 }
 inline uint4 load_once(const uint4* from) {
     return emulated::known(from, 16) ? *from : uint4{~0u, ~0u, ~0u, ~0u};
@@ -218,27 +274,30 @@ inline float __shfl_xor_sync(uint32_t, float x, int other) {
 
 namespace emulated {
 
-// Run blocks of so many threads, one after the other in an order that the seed gives. Throws
-// std::runtime_error with what a kernel did wrong.
-inline void run(int blocks, int threads, std::function<void()> body) {
+// Run blocks of so many threads in an order that the seed gives, `together` of them at a time.
+// Throws std::runtime_error with what a kernel did wrong.
+inline void run(int blocks, int threads, int together, std::function<void()> body) {
     constexpr size_t kStack = 1 << 16;
+    constexpr int kPatience = 1000;  // turns of all threads in which nothing happens
     std::mt19937 random(machine.seed);
-    std::vector<int> order(blocks), turns(threads);
+    const int many = together * threads;
+    std::vector<int> order(blocks), turns(many);
     for (int i = 0; i < blocks; ++i) order[i] = i;
     std::shuffle(order.begin(), order.end(), random);
-    const std::unique_ptr<unsigned char[]> stacks(new unsigned char[kStack * threads]);
+    const std::unique_ptr<unsigned char[]> stacks(new unsigned char[kStack * many]);
+    machine.shared.reset(new unsigned char[kShared * together]);
     blockDim = {threads};
     gridDim = {blocks};
     machine.body = std::move(body);
     machine.problem.clear();
-    for (const int block : order) {
-        blockIdx = {block};
-        std::memset(shared_memory, 0xff, sizeof shared_memory);
-        machine.threads = std::vector<Thread>(threads);
-        machine.warps.assign(threads / kWarp, Barrier{kWarp});
-        machine.lanes.assign(threads, Lane{});
-        machine.block = Barrier{threads};
-        for (int i = 0; i < threads; ++i) {
+    for (int first = 0; first < blocks; first += together) {
+        std::memset(machine.shared.get(), 0xff, kShared * together);
+        machine.threads = std::vector<Thread>(many);
+        machine.warps.assign(many / kWarp, Barrier{kWarp});
+        machine.lanes.assign(many, Lane{});
+        machine.blocks.assign(together, Barrier{threads});
+        machine.firsts.assign(together, Barrier{0});
+        for (int i = 0; i < many; ++i) {
             Thread& thread = machine.threads[i];
             turns[i] = i;
             getcontext(&thread.context);
@@ -247,10 +306,10 @@ inline void run(int blocks, int threads, std::function<void()> body) {
             makecontext(&thread.context, begin_thread, 0);
         }
         std::shuffle(turns.begin(), turns.end(), random);
-        std::vector<int> naps(threads / kWarp);  // turns that a warp leaves out
-        for (int left = threads; left > 0;) {
+        std::vector<int> naps(many / kWarp);  // turns that a warp leaves out
+        int quiet = 0;
+        for (int left = many; left > 0;) {
             const long before = machine.moves;
-            bool asleep = false;
             left = 0;
             for (int& nap : naps) {
                 nap = nap > 0 ? nap - 1 : random() % 256 == 0 ? 1 + random() % 256 : 0;
@@ -258,17 +317,18 @@ inline void run(int blocks, int threads, std::function<void()> body) {
             for (const int i : turns) {
                 if (machine.threads[i].done) continue;
                 if (naps[i / kWarp] > 0) {
-                    asleep = true;
                     ++left;
                     continue;
                 }
                 machine.current = i;
-                threadIdx = {i};
+                threadIdx = {i % threads};
+                blockIdx = {order[first + i / threads]};
                 swapcontext(&machine.scheduler, &machine.threads[i].context);
                 left += !machine.threads[i].done;
                 if (!machine.problem.empty()) throw std::runtime_error(machine.problem);
             }
-            if (left > 0 && machine.moves == before && !asleep) {
+            quiet = machine.moves == before ? quiet + 1 : 0;
+            if (left > 0 && quiet == kPatience) {
                 throw std::runtime_error("threads wait for others that never come");
             }
         }

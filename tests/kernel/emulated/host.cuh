@@ -17,13 +17,13 @@ inline cudaStream_t stream_of(const TensorView&) {
 }
 
 template <typename... Params, typename... Args>
-void launch_with(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
-                 int threads, cudaStream_t, Args... args) {
-    TVM_FFI_ICHECK(shared <= static_cast<int>(sizeof emulated::shared_memory) &&
-                   threads % kWarp == 0 && threads <= 1024 && blocks > 0)
+void launch_as(int together, int shared, const char* what, void (*kernel)(Params...),
+               int64_t blocks, int threads, Args... args) {
+    TVM_FFI_ICHECK(shared <= static_cast<int>(emulated::kShared) && threads % kWarp == 0 &&
+                   threads <= 1024 && blocks > 0)
         << what << ": " << blocks << " blocks of " << threads << " threads, " << shared << " bytes";
     try {
-        emulated::run(static_cast<int>(blocks), threads,
+        emulated::run(static_cast<int>(blocks), threads, together,
                       [&] { kernel(static_cast<Params>(args)...); });
     } catch (const std::exception& error) {
         emulated::machine.buffers.clear();
@@ -33,9 +33,21 @@ void launch_with(int shared, const char* what, void (*kernel)(Params...), int64_
 }
 
 template <typename... Params, typename... Args>
-void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads,
-            cudaStream_t stream, Args... args) {
-    launch_with(0, what, kernel, blocks, threads, stream, args...);
+void launch_with(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
+                 int threads, cudaStream_t, Args... args) {
+    launch_as(1, shared, what, kernel, blocks, threads, args...);
+}
+
+template <typename... Params, typename... Args>
+void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int threads, cudaStream_t,
+            Args... args) {
+    launch_as(1, 0, what, kernel, blocks, threads, args...);
+}
+
+template <typename... Params, typename... Args>
+void launch_together(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
+                     int threads, cudaStream_t, Args... args) {
+    launch_as(static_cast<int>(blocks), shared, what, kernel, blocks, threads, args...);
 }
 
 inline int processors(int) {
@@ -45,8 +57,9 @@ inline int processors(int) {
 struct SharedLimits {
     int block, processor;
 };
+inline SharedLimits limits = {120 << 10, 160 << 10};  // less than some blocks ask for
 inline SharedLimits shared_limits(int) {
-    return {120 << 10, 160 << 10};  // less than some blocks ask for
+    return limits;
 }
 
 template <typename... Params>
@@ -57,15 +70,19 @@ int64_t resident(void (*)(Params...), int, int, int) {
     return 5;  // few, and no divisor of most work
 }
 
-template <typename T>
-T* pointer(const TensorView& x) {
+inline std::pair<const char*, size_t> bytes_of(const TensorView& x) {
     int64_t last = 0;
     for (int i = 0; i < x.ndim(); ++i) {
-        if (x.size(i) == 0) return static_cast<T*>(x.data_ptr());
+        if (x.size(i) == 0) return {static_cast<const char*>(x.data_ptr()), 0};
         last += (x.size(i) - 1) * x.stride(i);
     }
-    const size_t bytes = static_cast<size_t>(last + 1) * x.dtype().bits / 8;
-    emulated::machine.buffers.emplace_back(static_cast<const char*>(x.data_ptr()), bytes);
+    return {static_cast<const char*>(x.data_ptr()),
+            static_cast<size_t>(last + 1) * x.dtype().bits / 8};
+}
+
+template <typename T>
+T* pointer(const TensorView& x) {
+    emulated::machine.buffers.push_back(bytes_of(x));
     return static_cast<T*>(x.data_ptr());
 }
 
@@ -80,3 +97,19 @@ inline void emulate(int64_t seed, bool eager) {
     emulated::machine.eager = eager;
 }
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(emulate, emulate);
+
+// Bytes of shared memory that a block may have.
+inline void allow(int64_t bytes) {
+    limits.block = static_cast<int>(bytes);
+}
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(allow, allow);
+
+// A tensor whose address a kernel finds in memory; forget: all of those.
+inline void know(TensorView x) {
+    emulated::machine.kept.push_back(bytes_of(x));
+}
+inline void forget() {
+    emulated::machine.kept.clear();
+}
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(know, know);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(forget, forget);

@@ -4,9 +4,9 @@
 
 inline void copy_async(void* shared, const void* global) {
     using namespace emulated;
-    const auto to = static_cast<unsigned char*>(shared) - shared_memory;
+    const auto to = static_cast<unsigned char*>(shared) - shared_memory();
     if (!known(global, 16)) return;
-    if (to < 0 || to + 16 > static_cast<long>(sizeof shared_memory)) {
+    if (to < 0 || to + 16 > static_cast<long>(kShared)) {
         machine.problem = "a copy to outside of shared memory";
     }
     if (to % 16 || reinterpret_cast<uintptr_t>(global) % 16)

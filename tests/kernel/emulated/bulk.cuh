@@ -1,0 +1,73 @@
+// bulk.cuh in the emulation of a GPU; see device.cuh here.
+#pragma once
+#include <map>
+
+#include "device.cuh"
+
+using Arrival = uint64_t;
+
+namespace emulated {
+
+struct Phase {
+    long number = 0, expected = 0, bytes = 0;
+    std::vector<std::function<void()>> open;  // copies that have not happened
+};
+inline std::map<Arrival*, Phase> phases;
+
+inline Phase& phase_of(Arrival* at) {
+    if (phases.count(at) == 0) machine.problem = "copies to a place that was not prepared";
+    return phases[at];
+}
+
+}  // namespace emulated
+
+inline void prepare(Arrival* at) {
+    emulated::phases[at] = {};
+}
+inline void expect(Arrival* at, int bytes) {
+    emulated::Phase& phase = emulated::phase_of(at);
+    if (phase.expected > 0) emulated::machine.problem = "a phase begins before the last one ended";
+    phase.expected = bytes;
+}
+inline void copy_bulk(void* shared, const void* global, int bytes, Arrival* at) {
+    using namespace emulated;
+    const auto to = static_cast<unsigned char*>(shared) - shared_memory();
+    if (!known(global, bytes)) return;
+    if (to < 0 || to + bytes > static_cast<long>(kShared)) {
+        machine.problem = "a copy to outside of shared memory";
+    }
+    if (to % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16 || bytes == 0) {
+        machine.problem = "a copy off 16 bytes";
+    }
+    if (!machine.problem.empty()) return;
+    Phase& phase = phase_of(at);
+    phase.bytes += bytes;
+    auto copy = [=] { std::memcpy(shared, global, bytes); };
+    if (machine.eager) {
+        copy();
+    } else {
+        phase.open.push_back(copy);
+    }
+    ++machine.moves;
+}
+inline void wait_for(Arrival* at, int number) {
+    using namespace emulated;
+    Phase& phase = phase_of(at);
+    while (phase.number % 2 == number) {
+        if (phase.expected > 0 && phase.bytes == phase.expected) {
+            for (const auto& copy : phase.open) copy();
+            phase = {phase.number + 1};
+            ++machine.moves;
+        } else {
+            give_way();
+        }
+    }
+}
+inline bool is_over(Arrival* at, int number) {
+    emulated::give_way();  // who asks asks again
+    return emulated::phase_of(at).number % 2 != number;
+}
+inline void release(Arrival* at) {
+    ++emulated::phase_of(at).number;
+    ++emulated::machine.moves;
+}
