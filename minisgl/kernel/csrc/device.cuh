@@ -81,6 +81,13 @@ __device__ inline void let_next_start() {
 #endif
 }
 
+// 2^x, to about float's precision.
+__device__ inline float exp2_near(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
 __device__ inline float half_bits(uint32_t bits) {
     return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }

@@ -33,11 +33,11 @@ constexpr int kThreads = kWarps * kWarp;      // that compute; some warps more f
 constexpr int kFetchers = 4;                  // as many as take no registers from the others
 constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches for
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
-constexpr int kAtOnce = 4;                       // pairs of words that a thread waits for
-constexpr int kHidden = 4 * kAtOnce * kThreads;  // numbers of a normalised row at most
-constexpr int kPositions = 2;                    // of which a thread has keys in flight
-constexpr int kMostSplits = 16;                  // of a head's positions
-constexpr float kLow = -1e30f;                   // less than any score
+constexpr int kAtOnce = 4;       // pairs of words that a thread waits for
+constexpr int kHidden = 8192;    // numbers of a normalised row at most
+constexpr int kPositions = 2;    // of which a thread has keys in flight
+constexpr int kMostSplits = 16;  // of a head's positions
+constexpr float kLow = -1e30f;   // less than any score
 
 // A number handed over, below its stamp.
 using Word = uint64_t;
@@ -65,6 +65,7 @@ struct Pool {
 struct Places {
     int layers, pools;
     int own;     // of the residual stream, what the block adds to
+    int norm;    // its weights
     int area;    // an input row; or what attention needs
     int inputs;  // the row's sums, if the form of the weights asks for them
     int sums;    // behind any row: whoever is late may add sums while the next row comes
@@ -102,7 +103,7 @@ template <typename T>
 struct Dense {
     static constexpr int kOutputs = 2;  // of a tile
     static constexpr int kChunk = 512;  // inputs that a warp multiplies at a time; the last: fewer
-    static constexpr int kStages = 5;   // chunks of a warp on their way
+    static constexpr int kStages = 4;   // chunks of a warp on their way
     static constexpr int kRow = kChunk / 8;  // 16-byte pieces
     static constexpr int kSlot = kOutputs * kRow;
     static constexpr int kSummed = 0;
@@ -161,7 +162,7 @@ struct FourBits {
     static constexpr int kOutputs = marlin::kStrip;
     static constexpr int kChunk = marlin::kInputs;
     static constexpr int kParts = kChunk / kScaled;  // of a chunk, with zeros and scales each
-    static constexpr int kStages = kParts > 1 ? 4 : 5;
+    static constexpr int kStages = 4;
     static constexpr int kSlot = marlin::kUnit + kParts * 8;
     static constexpr int kSummed = 32;  // inputs whose sums are asked for
 
@@ -292,6 +293,7 @@ struct Shared {
     __device__ Layer* layers() const { return place<Layer>(s.at.layers); }
     __device__ Pool* pools() const { return place<Pool>(s.at.pools); }
     __device__ float* own() const { return place<float>(s.at.own); }
+    __device__ uint4* norm() const { return place<uint4>(s.at.norm); }
     __device__ uint4* area() const { return place<uint4>(s.at.area); }
     __device__ float* inputs() const { return place<float>(s.at.inputs); }
     __device__ float* sums() const { return place<float>(s.at.sums); }
@@ -309,7 +311,8 @@ struct Shared {
         at.layers = kBehind;
         at.pools = at.layers + s.num_layers * static_cast<int>(sizeof(Layer));
         at.own = at.pools + s.num_layers * static_cast<int>(sizeof(Pool));
-        at.area = at.own + (outputs(s.hidden) * 4 + 15) / 16 * 16;
+        at.norm = at.own + (outputs(s.hidden) * 4 + 15) / 16 * 16;
+        at.area = at.norm + s.hidden * 2;
         at.inputs = at.area + widest * 2;
         at.sums = at.inputs + (Form::kSummed ? widest / Form::kSummed * 4 : 0);
         at.end = std::max(
@@ -417,6 +420,9 @@ class Block {
         const int lane = threadIdx.x % kWarp;
         warp = threadIdx.x / kWarp;
         slot = warp * Form::kStages;
+        head = static_cast<int>(blockIdx.x) % s.kv_heads;
+        split = static_cast<int>(blockIdx.x) / s.kv_heads;
+        each = s.heads / s.kv_heads;
         wait_for_inputs();
         end = *s.end;
         stamp = *s.launches * (s.num_layers + 1) + 1;
@@ -467,14 +473,13 @@ class Block {
                                  : of == kO      ? s.attended
                                  : of == kGateUp ? s.middle
                                                  : s.active;
-        const uint2* const weight =
-            static_cast<const uint2*>(of == kQkv ? weights.attention_norm : weights.mlp_norm);
         uint2* const to = reinterpret_cast<uint2*>(at.area());
-        uint2 factors[kAtOnce];
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-            const int p = threadIdx.x + i * kThreads;
-            if (normed && p < pairs) factors[i] = weight[p];
+        if (normed) {
+            const void* const norm = of == kQkv ? weights.attention_norm : weights.mlp_norm;
+            for (int i = threadIdx.x; i < pairs / 2; i += kThreads) {
+                copy_async(at.norm() + i, static_cast<const uint4*>(norm) + i);
+            }
+            end_copy_group();
         }
         float squares = 0.0f;
 #pragma unroll 1
@@ -488,35 +493,39 @@ class Block {
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
                 const int p = base + i * kThreads;
-                if (p >= pairs) continue;
+                if (p >= pairs) break;
                 take(from + 2 * p, stamp, two[i]);
                 to[p] = {static_cast<uint32_t>(two[i][0]), static_cast<uint32_t>(two[i][1])};
-                if (!normed) {
-                    summed(p, to[p]);
-                    continue;
-                }
                 float x[4];
                 numbers_of<T>(to[p], x);
                 squares += x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3];
             }
         }
+        float scale = 1.0f;
         if (normed) {
+            wait_for_copies<0>();
             squares = warp_sum(squares);
             if (threadIdx.x % kWarp == 0) at.scratch()[warp] = squares;
             meet();
             float all = 0.0f;
 #pragma unroll
-            for (int i = 0; i < kWarps; ++i) all += at.scratch()[i];
-            const float scale = norm_scale(all, 4 * pairs, s.eps);
+            for (int i = 0; i < kWarps / 8; ++i) {
+                const Eight some = reinterpret_cast<const Eight*>(at.scratch())[i];
 #pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-                const int p = threadIdx.x + i * kThreads;
-                if (p >= pairs) continue;
-                float x[4], w[4];
-                numbers_of<T>(to[p], x);
-                numbers_of<T>(factors[i], w);
-                to[p] = {pair<T>(x[0] * scale * w[0], x[1] * scale * w[1]),
-                         pair<T>(x[2] * scale * w[2], x[3] * scale * w[3])};
+                for (int j = 0; j < 8; ++j) all += some.at[j];
+            }
+            scale = norm_scale(all, 4 * pairs, s.eps);
+        }
+        if (normed || Form::kSummed > 0) {
+#pragma unroll 1
+            for (int p = threadIdx.x; p < pairs; p += kThreads) {
+                if (normed) {
+                    float x[4], w[4];
+                    numbers_of<T>(to[p], x);
+                    numbers_of<T>(reinterpret_cast<const uint2*>(at.norm())[p], w);
+                    to[p] = {pair<T>(x[0] * scale * w[0], x[1] * scale * w[1]),
+                             pair<T>(x[2] * scale * w[2], x[3] * scale * w[3])};
+                }
                 summed(p, to[p]);
             }
         }
@@ -539,9 +548,11 @@ class Block {
 
     // This block's tiles times the row: each warp's sums.
     __device__ void multiply(const Product& p) {
-        float* to = at.sums() + warp * p.count * Form::kOutputs;
+        const int outputs = p.count * Form::kOutputs;
+        float* to = at.sums();
         int left = p.count, chunk = warp;
         for (; chunk >= p.chunks && left > 0; chunk -= p.chunks) --left, to += Form::kOutputs;
+        int begin = chunk;  // a tile's first chunk of this warp
         Form form;
         form.clear();
 #pragma unroll 1
@@ -555,26 +566,21 @@ class Block {
             if (++slot == (warp + 1) * Form::kStages) slot = warp * Form::kStages, phase ^= 1;
             chunk += kWarps;
             if (chunk < p.chunks) continue;
-            form.each([&](int i, float sum) { to[i] = sum; });
+            form.each([&](int i, float sum) { to[begin * outputs + i] = sum; });
             form.clear();
             for (; chunk >= p.chunks && left > 0; chunk -= p.chunks) --left, to += Form::kOutputs;
+            begin = chunk;
         }
         meet();
     }
 
     // What the warps have of an output of this block, added up; rounded.
-    __device__ float total(const Product& p, int tile, int output, float bias) const {
-        const int first = tile * p.chunks;  // who has its first chunk
-        const float* const from = at.sums() + tile * Form::kOutputs + output;
-        float parts[kWarps];
-#pragma unroll
-        for (int i = 0; i < kWarps; ++i) {
-            const int place = (first + i) % kWarps * (p.count * Form::kOutputs);
-            parts[i] = i < p.chunks ? from[place] : 0.0f;
-        }
+    __device__ float total(const Product& p, int output, float bias) const {
+        const int outputs = p.count * Form::kOutputs, parts = min(p.chunks, kWarps);
+        const float* const from = at.sums() + output;
         float sum = 0.0f;
-#pragma unroll
-        for (int i = 0; i < kWarps; ++i) sum += parts[i];
+#pragma unroll 4
+        for (int i = 0; i < parts; ++i) sum += from[i * outputs];
         return to_float(from_float<T>(sum + bias));
     }
 
@@ -594,7 +600,9 @@ class Block {
             const int number_of = first + output + up * s.inner;
             float number = 0.0f;
             if (i < outputs) {
-                number = total(p, (output / Form::kOutputs << gated) + up, output % Form::kOutputs,
+                number = total(p,
+                               ((output / Form::kOutputs << gated) + up) * Form::kOutputs +
+                                   output % Form::kOutputs,
                                bias == nullptr ? 0.0f : to_float(bias[number_of]));
                 if (grows) number = at.own()[i] = to_float(from_float<T>(at.own()[i] + number));
             }
@@ -615,23 +623,11 @@ class Block {
 
     // Attention of a key head's queries to some of its positions.
     __device__ void attend(const Layer& weights, const Pool& pool) {
-        constexpr int kLanes = kDim / 8;                // that share a position
-        constexpr int kPass = kWarps * kWarp / kLanes;  // positions of the block
-        constexpr int kBatch = kPass * kPositions;
-        const int each = s.heads / s.kv_heads;  // query heads of a key head
-        const int window = static_cast<int>(weights.window);
-        const int start = window > 0 && end > window ? end - window : 0, seen = end - start;
-        const int wanted = (seen + kBatch - 1) / kBatch;
-        const int blocks = static_cast<int>(gridDim.x) / s.kv_heads;
-        const int length = ceiling(seen, min(min(wanted, blocks), kMostSplits));
-        const int splits = ceiling(seen, length);
-        const int head = static_cast<int>(blockIdx.x) % s.kv_heads;
-        const int split = static_cast<int>(blockIdx.x) / s.kv_heads;
+        if (weights.window != window) share_out(static_cast<int>(weights.window));
         meet();  // sums of the product before this are used
-        if (split >= splits) return;
-        const int begin = start + split * length, stop = min(end, begin + length);
+        if (begin >= stop) return;
         const int lane = threadIdx.x % kWarp, piece = lane % kLanes;
-        const int mine = warp * (kWarp / kLanes) + lane / kLanes;
+        const int mine = begin + first_position();
 
         float* const q = reinterpret_cast<float*>(at.area());              // (each, kDim)
         uint4* const newest = at.area() + each * (kDim / 4);               // key, value
@@ -648,19 +644,19 @@ class Block {
                 const int position = from + i * kPass + mine;
                 k[i] = v[i] = {0, 0, 0, 0};
                 if (position < stop && position < end - 1) {
-                    const int64_t row = place(position) * s.kv_heads + head;
+                    const int64_t row = from == 0 ? rows[i] : row_of(position);
                     k[i] = load_once(keys + row * kLanes + piece);
                     v[i] = load_once(values + row * kLanes + piece);
                 }
             }
         };
-        fetch(begin);
+        fetch(0);
         for (int row = warp; row < each + (stop == end ? 2 : 0); row += kWarps) {
-            turned(weights, pool, head, row, q, newest);
+            turned(weights, pool, row, q, newest);
         }
         meet();
 #pragma unroll 1
-        for (int from = begin; from < stop; from += kBatch) {
+        for (int from = 0; begin + from < stop; from += kBatch) {
 #pragma unroll
             for (int i = 0; i < kPositions; ++i) {
                 if (from + i * kPass + mine == end - 1) {
@@ -691,14 +687,14 @@ class Block {
                     peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, other));
                 }
                 const int of = warp * each + h;
-                const bool first = from == begin;
+                const bool first = from == 0;
                 const float before = first ? kLow : peaks[of];
                 peak = fmaxf(peak, before);
                 float weight = 0.0f, sums[8] = {};
 #pragma unroll
                 for (int i = 0; i < kPositions; ++i) {
                     const Pack<T> value = reinterpret_cast<const Pack<T>&>(v[i]);
-                    const float p = exp2f(scores[i] - peak);
+                    const float p = exp2_near(scores[i] - peak);
                     weight += p;
 #pragma unroll
                     for (int j = 0; j < 8; ++j) sums[j] += p * to_float(value.at[j]);
@@ -711,7 +707,7 @@ class Block {
                         sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], other);
                     }
                 }
-                const float kept = first ? 0.0f : exp2f(before - peak);
+                const float kept = first ? 0.0f : exp2_near(before - peak);
                 const float old = first ? 0.0f : totals[of];
                 __syncwarp();  // all have read what is replaced now
                 if (lane < kLanes) {
@@ -726,24 +722,30 @@ class Block {
                 if (lane == 0) peaks[of] = peak, totals[of] = old * kept + weight;
                 __syncwarp();
             }
-            if (from + kBatch < stop) fetch(from + kBatch);
+            if (begin + from + kBatch < stop) fetch(from + kBatch);
         }
         meet();
-        merge(head, split, splits, found, peaks, totals);
+        merge(found, peaks, totals);
         meet();  // the row of the next product comes to the same memory
     }
 
     // A query head of a key head (row: which one), or after those its key and its value: as they
     // come from the product, normalised and turned. Keys and values are stored, too.
-    __device__ void turned(const Layer& weights, const Pool& pool, int head, int row, float* q,
+    __device__ void turned(const Layer& weights, const Pool& pool, int row, float* q,
                            uint4* newest) {
         constexpr int kHalf = kDim / 4;  // words
-        const int each = s.heads / s.kv_heads, lane = threadIdx.x % kWarp;
+        const int lane = threadIdx.x % kWarp;
         const bool is_query = row<each, is_value = row> each;
         const int number =
             is_query ? head * each + row : s.heads + (is_value ? s.kv_heads : 0) + head;
         const bool used = lane < kHalf;
         float low[2] = {}, high[2] = {};
+        uint32_t factors[2] = {};
+        if (used && !is_value && weights.head_norm != nullptr) {
+            const auto weight = static_cast<const uint32_t*>(weights.head_norm);
+            factors[0] = weight[number * (kDim / 2) + lane];
+            factors[1] = weight[number * (kDim / 2) + lane + kHalf];
+        }
         if (used) {
             const Word* const from = s.qkv + number * (kDim / 2) + lane;
             Word a = look_at(from), b = look_at(from + kHalf);
@@ -757,17 +759,13 @@ class Block {
                 float squares = low[0] * low[0] + high[0] * high[0];
                 squares += low[1] * low[1] + high[1] * high[1];
                 const float scale = norm_scale(warp_sum(squares), kDim, s.head_eps);
-                if (used) {
-                    const uint32_t* const weight = static_cast<const uint32_t*>(weights.head_norm) +
-                                                   number * (kDim / 2) + lane;
-                    float w[2];
-                    numbers_of<T>(weight[0], w);
-                    const uint32_t a = pair<T>(low[0] * scale * w[0], low[1] * scale * w[1]);
-                    numbers_of<T>(weight[kHalf], w);
-                    const uint32_t b = pair<T>(high[0] * scale * w[0], high[1] * scale * w[1]);
-                    numbers_of<T>(a, low);
-                    numbers_of<T>(b, high);
-                }
+                float w[2];
+                numbers_of<T>(factors[0], w);
+                const uint32_t a = pair<T>(low[0] * scale * w[0], low[1] * scale * w[1]);
+                numbers_of<T>(factors[1], w);
+                const uint32_t b = pair<T>(high[0] * scale * w[0], high[1] * scale * w[1]);
+                numbers_of<T>(a, low);
+                numbers_of<T>(b, high);
             }
             float c[2], n[2];
             numbers_of<T>(cosine, c);
@@ -793,7 +791,7 @@ class Block {
         uint32_t* const kept =
             reinterpret_cast<uint32_t*>(newest) + (is_value ? kDim / 2 : 0) + lane;
         kept[0] = a, kept[kHalf] = b;
-        const int64_t where = (place(end - 1) * s.kv_heads + head) * (kDim / 2);
+        const int64_t where = newest_row * (kDim / 2);
         uint32_t* const to =
             static_cast<uint32_t*>(is_value ? pool.values : pool.keys) + where + lane;
         to[0] = a, to[kHalf] = b;
@@ -801,9 +799,7 @@ class Block {
 
     // What the warps found becomes what the block found, and what the splits of a head found the
     // head's result. Splits share the heads out.
-    __device__ void merge(int head, int split, int splits, const float* found, const float* peaks,
-                          const float* weights) {
-        const int each = s.heads / s.kv_heads;
+    __device__ void merge(const float* found, const float* peaks, const float* weights) {
 #pragma unroll 1
         for (int i = threadIdx.x; i < each * kDim; i += kThreads) {
             const int h = i / kDim, at_dim = i % kDim;
@@ -812,7 +808,7 @@ class Block {
             for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, peaks[w * each + h]);
 #pragma unroll 4
             for (int w = 0; w < kWarps; ++w) {
-                const float factor = exp2f(peaks[w * each + h] - peak);
+                const float factor = exp2_near(peaks[w * each + h] - peak);
                 weight += weights[w * each + h] * factor;
                 sum += found[(w * each + h) * kDim + at_dim] * factor;
             }
@@ -869,7 +865,8 @@ class Block {
     // Two parts of a softmax's sum become one.
     __device__ static void add(float& peak, float& weight, float& sum, float peak_b, float weight_b,
                                float sum_b) {
-        const float high = fmaxf(peak, peak_b), a = exp2f(peak - high), b = exp2f(peak_b - high);
+        const float high = fmaxf(peak, peak_b), a = exp2_near(peak - high),
+                    b = exp2_near(peak_b - high);
         peak = high, weight = weight * a + weight_b * b, sum = sum * a + sum_b * b;
     }
 
@@ -883,17 +880,45 @@ class Block {
         }
     }
 
-    // Where a position's keys and values are, in positions of the pool.
-    __device__ int64_t place(int position) const {
+    // Which positions this block attends to: a key head's are split where they are many.
+    __device__ void share_out(int newest_seen) {
+        window = newest_seen;
+        const int start = window > 0 && end > window ? end - window : 0, seen = end - start;
+        const int blocks = static_cast<int>(gridDim.x) / s.kv_heads;
+        const int wanted = min(min(ceiling(seen, kBatch), blocks), kMostSplits);
+        const int length = ceiling(seen, wanted);
+        splits = ceiling(seen, length);
+        begin = start + split * length;
+        stop = split < splits ? min(end, begin + length) : begin;
+#pragma unroll
+        for (int i = 0; i < kPositions; ++i) {
+            const int position = begin + i * kPass + first_position();
+            if (position < stop) rows[i] = row_of(position);
+        }
+        newest_row = row_of(end - 1);
+    }
+    __device__ int first_position() const {
+        return warp * (kWarp / kLanes) + threadIdx.x % kWarp / kLanes;
+    }
+    // Where a position's keys and values are, in heads of the pool.
+    __device__ int64_t row_of(int position) const {
         const int page = s.pages[position / s.page_size];
-        return static_cast<int64_t>(page) * s.page_size + position % s.page_size;
+        const int64_t place = static_cast<int64_t>(page) * s.page_size + position % s.page_size;
+        return place * s.kv_heads + head;
     }
     __device__ static int ceiling(int a, int b) { return (a + b - 1) / b; }
+
+    static constexpr int kLanes = kDim / 8;          // that share a position
+    static constexpr int kPass = kThreads / kLanes;  // positions that the block looks at
+    static constexpr int kBatch = kPass * kPositions;
 
     const Step<T>& s;
     const Shared<T, Form, kDim> at;
     int warp, slot, phase = 0, layer = 0, end = 0;
     uint32_t stamp = 0, cosine = 0, sine = 0;
+    // attention: a key head, how many query heads it has, and the positions that are this block's
+    int head, each, split, splits = 1, window = -1, begin = 0, stop = 0;
+    int64_t rows[kPositions] = {}, newest_row = 0;
 };
 
 }  // namespace mega

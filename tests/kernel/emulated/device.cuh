@@ -243,6 +243,9 @@ inline float __fdividef(float x, float y) {
 inline float rsqrtf(float x) {
     return 1.0f / std::sqrt(x);
 }
+inline float exp2_near(float x) {
+    return std::exp2(x);
+}
 inline float __expf(float x) {
     return std::exp(x);
 }
