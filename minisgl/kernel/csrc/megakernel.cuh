@@ -33,7 +33,7 @@ constexpr int kThreads = kWarps * kWarp;      // that compute; some warps more f
 constexpr int kFetchers = 4;                  // as many as take no registers from the others
 constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches for
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
-constexpr int kAtOnce = 4;       // pairs of words that a thread waits for
+constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
 constexpr int kHidden = 8192;    // numbers of a normalised row at most
 constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
@@ -145,11 +145,15 @@ struct Dense {
     // use(output of the tile, sum), each once in a warp.
     template <typename Use>
     __device__ void each(Use use) const {
+        // each half of the warp goes on with one of them
+        const int half = threadIdx.x % kWarp / (kWarp / 2);
+        float sum = half ? sums[1] : sums[0];
+        sum += __shfl_xor_sync(0xffffffffu, half ? sums[0] : sums[1], kWarp / 2);
 #pragma unroll
-        for (int output = 0; output < kOutputs; ++output) {
-            const float sum = warp_sum(sums[output]);
-            if (threadIdx.x % kWarp == output) use(output, sum);
+        for (int other = kWarp / 4; other > 0; other /= 2) {
+            sum += __shfl_xor_sync(0xffffffffu, sum, other);
         }
+        if (threadIdx.x % (kWarp / 2) == 0) use(half, sum);
     }
 };
 
@@ -791,7 +795,7 @@ class Block {
         uint32_t* const kept =
             reinterpret_cast<uint32_t*>(newest) + (is_value ? kDim / 2 : 0) + lane;
         kept[0] = a, kept[kHalf] = b;
-        const int64_t where = newest_row * (kDim / 2);
+        const int64_t where = int64_t{newest_row} * (kDim / 2);
         uint32_t* const to =
             static_cast<uint32_t*>(is_value ? pool.values : pool.keys) + where + lane;
         to[0] = a, to[kHalf] = b;
@@ -825,28 +829,30 @@ class Block {
         }
         if (splits == 1) return;
         constexpr int kTurns = kThreads / kDim;  // groups of threads share the splits out
-        static_assert(kTurns * kAtOnce >= kMostSplits, "all splits at once");
         const int turn = threadIdx.x / kDim, at_dim = threadIdx.x % kDim;
         float* const gathered = reinterpret_cast<float*>(at.area());
 #pragma unroll 1
         for (int h = split; h < each; h += splits) {
-            Word about[kAtOnce][2], number[kAtOnce];
-#pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-                if (turn + i * kTurns >= splits) continue;
-                const Word* const from = part(head * each + h, turn + i * kTurns);
-                look_at_two(from, about[i]);
-                number[i] = look_at(from + 2 + at_dim);
-            }
             float peak = kLow, weight = 0.0f, sum = 0.0f;
+#pragma unroll 1
+            for (int first = turn; first < splits; first += kAtOnce * kTurns) {
+                Word about[kAtOnce][2], number[kAtOnce];
 #pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-                if (turn + i * kTurns >= splits) continue;
-                const Word* const from = part(head * each + h, turn + i * kTurns);
-                take(from, stamp, about[i]);
-                while (number[i] >> 32 != stamp) number[i] = look_at(from + 2 + at_dim);
-                add(peak, weight, sum, float_of(about[i][0]), float_of(about[i][1]),
-                    float_of(number[i]));
+                for (int i = 0; i < kAtOnce; ++i) {
+                    if (first + i * kTurns >= splits) break;
+                    const Word* const from = part(head * each + h, first + i * kTurns);
+                    look_at_two(from, about[i]);
+                    number[i] = look_at(from + 2 + at_dim);
+                }
+#pragma unroll
+                for (int i = 0; i < kAtOnce; ++i) {
+                    if (first + i * kTurns >= splits) break;
+                    const Word* const from = part(head * each + h, first + i * kTurns);
+                    take(from, stamp, about[i]);
+                    while (number[i] >> 32 != stamp) number[i] = look_at(from + 2 + at_dim);
+                    add(peak, weight, sum, float_of(about[i][0]), float_of(about[i][1]),
+                        float_of(number[i]));
+                }
             }
             meet();  // what was in the area is used
             gathered[threadIdx.x] = peak;
@@ -901,10 +907,9 @@ class Block {
         return warp * (kWarp / kLanes) + threadIdx.x % kWarp / kLanes;
     }
     // Where a position's keys and values are, in heads of the pool.
-    __device__ int64_t row_of(int position) const {
+    __device__ int row_of(int position) const {
         const int page = s.pages[position / s.page_size];
-        const int64_t place = static_cast<int64_t>(page) * s.page_size + position % s.page_size;
-        return place * s.kv_heads + head;
+        return (page * s.page_size + position % s.page_size) * s.kv_heads + head;
     }
     __device__ static int ceiling(int a, int b) { return (a + b - 1) / b; }
 
@@ -918,7 +923,7 @@ class Block {
     uint32_t stamp = 0, cosine = 0, sine = 0;
     // attention: a key head, how many query heads it has, and the positions that are this block's
     int head, each, split, splits = 1, window = -1, begin = 0, stop = 0;
-    int64_t rows[kPositions] = {}, newest_row = 0;
+    int rows[kPositions] = {}, newest_row = 0;
 };
 
 }  // namespace mega
