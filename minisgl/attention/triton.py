@@ -1,8 +1,10 @@
 """Attention over pages in Triton: our own, for every head size, page size, window and dtype.
 
-Keys are read where they lie. Rows of one new position are split along their keys where they are too
-few to fill the GPU, and the parts merged. Sources: Dao 2023 (FlashAttention-2), sec. 3; Dao et al.
-2023 (Flash-Decoding).
+Keys are read where they lie. In a decode step the keys of all rows, one after the other, are cut
+into equal shares wherever a row ends, one for each program that the GPU holds at a time: none waits
+for a longer one, be rows few or many, short or long. Parts of a row are merged by whoever is the
+last to finish one. Sources: Dao 2023 (FlashAttention-2), sec. 3; Dao et al. 2023 (Flash-Decoding);
+Osama et al. 2023 (Stream-K).
 """
 
 from __future__ import annotations
@@ -17,11 +19,14 @@ from torch import Tensor
 from minisgl.attention.base import Ints, Meta, Pool, Replan, device_meta
 
 _PROMPT_LINES: Final = 64
+_LEAST_LINES: Final = 16  # of a tensor core's product
 _KEYS: Final = 64  # positions that a program looks at together
-# For decode steps, the best that was measured on an H200, at contexts of 300 to 740: below so many
-# rows times key heads, a row's keys have so many splits, and so many are looked at together.
-_DECODES: Final = ((64, 16, 128), (128, 8, 128), (512, 2, 128), (1024, 1, 64))
-_MANY: Final = (1, 128)
+# Decode steps: so many programs a multiprocessor, with so few registers that all are there at once.
+# On an H200, 16, 64 and 256 rows of 300 to 1500 positions, 8 key heads: 23.8, 58.6, 219 us a layer
+# (at 4.3 TB/s 13.9, 49.7, 218); twice as many programs took 27.1, 65.4, 225.
+_PROGRAMS: Final = 4
+_REGISTERS: Final = 128
+_ROWS: Final = 256  # kernels are compiled for so many rows, and for each doubling above
 
 
 class TritonAttention:
@@ -38,6 +43,11 @@ class TritonAttention:
         early = keys.is_cuda and torch.cuda.get_device_capability(keys.device) >= (9, 0)
         self._early: dict[str, bool] = {"EARLY": early} | ({"launch_pdl": True} if early else {})
         self._wide = max(16, 1 << (self._dim - 1).bit_length())
+        processors = 1
+        if keys.is_cuda:
+            processors = torch.cuda.get_device_properties(keys.device).multi_processor_count
+        programs = max(_PROGRAMS * processors, self._kv_heads)
+        self._arrived = torch.zeros(programs, dtype=torch.int32, device=keys.device)
         self._meta: Meta | None = None
         self._longest = 1  # new positions of a row
 
@@ -61,59 +71,58 @@ class TritonAttention:
         if q.stride(1) != dim:
             q = q.contiguous()
         group, rows = heads // self._kv_heads, len(meta.device.ends)
-        lines = max(16, 1 << (group - 1).bit_length())
-        if self._longest > 1:
-            lines = max(lines, _PROMPT_LINES)
-        blocks = -(-self._longest // (lines // group))
-        splits, together = 1, _KEYS
-        if self._longest == 1:
-            count = rows * self._kv_heads
-            sizes = ((splits, keys) for most, splits, keys in _DECODES if count < most)
-            splits, together = next(sizes, _MANY)
+        lines = max(_LEAST_LINES, 1 << (group - 1).bit_length())
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
         out = torch.empty(tokens, heads * dim, dtype=q.dtype, device=q.device)
-        parts = sums = out
-        if splits > 1:
-            parts = torch.empty(splits, tokens, heads, dim, device=q.device)
-            sums = torch.empty(splits, tokens, heads, device=q.device)
-        window = self._windows[layer] if self._windows else None
-        keys = self._pool.keys[layer]
-        self._kernels.attend_pages[(rows, blocks, self._kv_heads * splits)](
-            q,
-            parts,
-            sums,
-            keys,
-            self._pool.values[layer],
-            meta.pages,
-            meta.device.ends,
-            meta.device.first,
-            dim**-0.5 * math.log2(math.e),
-            q.stride(0),
-            meta.pages.stride(0),
-            keys.stride(1),
-            heads,
-            tokens * heads,
-            WINDOW=window or 0,
-            PAGE=self._pool.page_size,
-            GROUP=group,
-            DIM=dim,
-            WIDE=self._wide,
-            BLOCK_M=lines,
-            BLOCK_K=together,
-            SPLITS=splits,
+        scale = dim**-0.5 * math.log2(math.e)
+        strides = q.stride(0), meta.pages.stride(0), keys.stride(1)
+        constants = {
+            "WINDOW": (self._windows[layer] if self._windows else None) or 0,
+            "PAGE": self._pool.page_size,
+            "GROUP": group,
+            "DIM": dim,
+            "WIDE": self._wide,
+            "BLOCK_K": _KEYS,
             **self._early,
-        )
-        if splits > 1:
-            self._kernels.merge_splits[(tokens * heads,)](
-                parts,
-                sums,
+        }
+        pages, ends, first = meta.pages, meta.device.ends, meta.device.first
+        if self._longest == 1:
+            shares = len(self._arrived) // self._kv_heads
+            self._kernels.attend_newest[(self._kv_heads, shares)](
+                q,
                 out,
-                tokens * heads,
-                DIM=dim,
-                WIDE=self._wide,
-                SPLITS=splits,
-                COUNT=1 << (splits - 1).bit_length(),
-                **self._early,
+                torch.empty(2 * shares, heads, dim, device=q.device),
+                torch.empty(2 * shares, heads, device=q.device),
+                self._arrived,
+                keys,
+                values,
+                pages,
+                ends,
+                rows,
+                scale,
+                *strides,
+                ROWS=max(_ROWS, 1 << (rows - 1).bit_length()),
+                BLOCK_M=lines,
+                maxnreg=_REGISTERS,
+                **constants,
             )
+            return out
+        lines = max(lines, _PROMPT_LINES)
+        blocks = -(-self._longest // (lines // group))
+        self._kernels.attend_pages[(rows, blocks, self._kv_heads)](
+            q,
+            out,
+            keys,
+            values,
+            pages,
+            ends,
+            first,
+            scale,
+            *strides,
+            heads,
+            BLOCK_M=lines,
+            **constants,
+        )
         return out
 
 

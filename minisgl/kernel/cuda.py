@@ -25,6 +25,7 @@ from minisgl.kernel.plain import PlainKernels
 _PIECE: Final = 16  # bytes that a thread reads at a time
 _LARGEST_NORM: Final = 4 * 1024 * _PIECE  # bytes of a row that one block keeps in registers
 _LARGEST_HEAD: Final = 256
+_HEAD_STEP: Final = 8  # what a thread reads of the largest
 
 
 class CudaKernels:
@@ -95,7 +96,7 @@ class CudaKernels:
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Kernels``. In place."""
-        if qkv.shape[2] > _LARGEST_HEAD:
+        if qkv.shape[2] > _LARGEST_HEAD or qkv.shape[2] % _HEAD_STEP:
             return self._plain.turn_and_store(qkv, weight, eps, cos, sin, to)
         self._turn_and_store(qkv, weight, eps, cos, sin, *to)
         return split(qkv, to.keys.shape[1])

@@ -38,11 +38,12 @@ def on_device(case: Case) -> Case:
 def check(case: Case, window: int | None) -> None:
     case, windows = on_device(case), () if window is None else (window,)
     ours, oracle = TritonAttention(case.pool, windows), TorchAttention(case.pool, windows)
-    ours.prepare(case.meta)
-    fast = ours.attend(0, case.q, case.k, case.v)
     oracle.prepare(case.meta)
     slow = oracle.attend(0, case.q, case.k, case.v)
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
+    ours.prepare(case.meta)
+    for _ in range(2):  # what the first call notes is gone before the second
+        fast = ours.attend(0, case.q, case.k, case.v)
+        torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=8)
@@ -63,9 +64,17 @@ def test_triton_equals_the_oracle(
     check(Case(rows, page_size, *shape), window)
 
 
-@pytest.mark.parametrize("window", [None, 150])
-def test_a_decode_step_is_split_along_its_keys_and_merged(window: int | None) -> None:
-    check(Case([(400, 1), (3, 1)], 16, 4, 1, 16), window)
+@settings(max_examples=12)
+@given(
+    ends=st.lists(st.integers(1, 400) | st.sampled_from([64, 128]), min_size=1, max_size=6),
+    page_size=st.sampled_from([1, 3, 16]),
+    shape=st.sampled_from([(4, 1, 16), (5, 1, 24), (4, 2, 8)]),
+    window=st.none() | st.integers(1, 150),
+)
+def test_a_decode_step_is_cut_into_equal_shares_wherever_rows_end(
+    ends: list[int], page_size: int, shape: tuple[int, int, int], window: int | None
+) -> None:
+    check(Case([(end - 1, 1) for end in ends], page_size, *shape), window)
 
 
 def test_what_is_captured_reads_lengths_and_pages_on_the_device() -> None:

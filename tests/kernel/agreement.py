@@ -93,7 +93,7 @@ class KernelsAgree(NormedProductsAgree):
         ours, theirs = kernels.silu_and_mul(x), PlainKernels().silu_and_mul(x)
         torch.testing.assert_close(ours, theirs, **BF16)
 
-    @pytest.mark.parametrize("dim", [24, 64, 80, 128, 256, 260])
+    @pytest.mark.parametrize("dim", [24, 64, 66, 80, 128, 256, 260])
     @pytest.mark.parametrize("normed", [True, False], ids=["normed", "as it is"])
     def test_heads_are_normalised_turned_and_stored_alike(
         self, kernels: Kernels, dim: int, normed: bool

@@ -24,9 +24,11 @@ __global__ void rms_norm_kernel(const T* x, T* residual, const T* weight, float 
     const int count = static_cast<int>(size / P::kSize);
     const P* from = reinterpret_cast<const P*>(x + row * size);
     P* base = residual == nullptr ? nullptr : reinterpret_cast<P*>(residual + row * size);
+    const P* weights = reinterpret_cast<const P*>(weight);
     P kept[kVectors];
     float squares = 0.0f;
     let_next_start();
+    const P first = static_cast<int>(threadIdx.x) < count ? weights[threadIdx.x] : P{};
     wait_for_inputs();
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
@@ -40,13 +42,12 @@ __global__ void rms_norm_kernel(const T* x, T* residual, const T* weight, float 
         squares = add_squares(squares, kept[i]);
     }
     const float scale = norm_scale(block_sum(squares, scratch), size, eps);
-    const P* weights = reinterpret_cast<const P*>(weight);
     P* to = reinterpret_cast<P*>(out + row * size);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
         const int at = threadIdx.x + i * blockDim.x;
         if (at >= count) break;
-        to[at] = scaled(kept[i], scale, weights[at]);
+        to[at] = scaled(kept[i], scale, i == 0 ? first : weights[at]);
     }
 }
 
@@ -71,61 +72,73 @@ struct Place {
     int heads, kv_heads;       // query heads; keys, and as many values, follow them
 };
 
-// One warp a head. A query or a key is normalised (if there is a weight), then pair (i, i + dim /
-// 2) turned, in place; keys and values are copied to where they belong.
+// Numbers that follow one another, read and written at once.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Run {
+    T at[kCount];
+};
+
+// One warp a head, kPairs of its pairs a thread. A query or a key is normalised (if there is a
+// weight), then pair (i, i + dim / 2) turned, in place; keys and values are copied to where they
+// belong. dim / 2 is a multiple of kPairs.
 template <typename T, int kPairs>
 __global__ void turn_and_store_kernel(T* x, int64_t stride, const T* weight, float eps,
                                       const T* cosine, const T* sine, Place<T> to, int64_t tokens,
                                       int dim) {
+    using R = Run<T, kPairs>;
     const int64_t index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
-    let_next_start();
-    wait_for_inputs();
     const int turned = to.heads + to.kv_heads, all = turned + to.kv_heads;
-    if (index >= tokens * all) return;
-    const int lane = threadIdx.x % kWarp, half = dim / 2;
+    const int half = dim / 2, at = threadIdx.x % kWarp * kPairs;
     const int64_t token = index / all;
     const int head = static_cast<int>(index % all);
-    T* row = x + token * stride + static_cast<int64_t>(head) * dim;
+    const bool mine = token < tokens && at < half;
+    auto read = [&](const T* from) { return mine ? *reinterpret_cast<const R*>(from) : R{}; };
+    auto write = [&](T* to, const R& numbers) { *reinterpret_cast<R*>(to) = numbers; };
+    R low_factor = {}, high_factor = {};
+    let_next_start();
+    if (weight != nullptr && head < turned) {
+        const T* factors = weight + static_cast<int64_t>(head) * dim + at;
+        low_factor = read(factors);
+        high_factor = read(factors + half);
+    }
+    wait_for_inputs();
+    T* row = x + token * stride + static_cast<int64_t>(head) * dim + at;
+    R low = read(row), high = read(row + half);
     T* copy = nullptr;
-    if (head >= to.heads) {
+    if (mine && head >= to.heads) {
         const int own = head < turned ? head - to.heads : head - turned;
-        copy =
-            (head < turned ? to.keys : to.values) + (to.locations[token] * to.kv_heads + own) * dim;
+        copy = (head < turned ? to.keys : to.values) + at +
+               (to.locations[token] * to.kv_heads + own) * dim;
     }
-    if (head >= turned) {
-        for (int at = lane; at < dim; at += kWarp) copy[at] = row[at];
-        return;
-    }
-    float a[kPairs], b[kPairs], squares = 0.0f;
+    if (head < turned) {
+        const R c = read(cosine + token * half + at), s = read(sine + token * half + at);
+        float squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-        const int at = lane + i * kWarp;
-        a[i] = at < half ? to_float(row[at]) : 0.0f;
-        b[i] = at < half ? to_float(row[at + half]) : 0.0f;
-        squares += a[i] * a[i] + b[i] * b[i];
-    }
-    float scale = 1.0f;
-    if (weight != nullptr) scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+        for (int i = 0; i < kPairs; ++i) {
+            const float a = to_float(low.at[i]), b = to_float(high.at[i]);
+            squares += a * a + b * b;
+        }
+        float scale = 1.0f;
+        if (weight != nullptr) scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
 #pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-        const int at = lane + i * kWarp;
-        if (at >= half) continue;
-        if (weight != nullptr) {
-            const T* factor = weight + static_cast<int64_t>(head) * dim;
-            // rounded as a tensor between the two steps would be
-            a[i] = to_float(from_float<T>(a[i] * scale * to_float(factor[at])));
-            b[i] = to_float(from_float<T>(b[i] * scale * to_float(factor[at + half])));
+        for (int i = 0; i < kPairs; ++i) {
+            float a = to_float(low.at[i]), b = to_float(high.at[i]);
+            if (weight != nullptr) {
+                // rounded as a tensor between the two steps would be
+                a = to_float(from_float<T>(a * scale * to_float(low_factor.at[i])));
+                b = to_float(from_float<T>(b * scale * to_float(high_factor.at[i])));
+            }
+            low.at[i] = from_float<T>(a * to_float(c.at[i]) - b * to_float(s.at[i]));
+            high.at[i] = from_float<T>(b * to_float(c.at[i]) + a * to_float(s.at[i]));
         }
-        const float c = to_float(cosine[token * half + at]);
-        const float s = to_float(sine[token * half + at]);
-        const T low = from_float<T>(a[i] * c - b[i] * s);
-        const T high = from_float<T>(b[i] * c + a[i] * s);
-        row[at] = low;
-        row[at + half] = high;
-        if (copy != nullptr) {
-            copy[at] = low;
-            copy[at + half] = high;
+        if (mine) {
+            write(row, low);
+            write(row + half, high);
         }
+    }
+    if (copy != nullptr) {
+        write(copy, low);
+        write(copy + half, high);
     }
 }
 
@@ -217,7 +230,9 @@ void turn_and_store(TensorView qkv, Optional<TensorView> weight, double eps, Ten
                     TensorView sine, TensorView keys, TensorView values, TensorView locations) {
     const int64_t tokens = qkv.size(0), kv_heads = keys.size(1);
     const int dim = static_cast<int>(qkv.size(2));
-    TVM_FFI_ICHECK(dim <= 256 && qkv.stride(2) == 1 && keys.size(2) == dim &&
+    const int pairs = dim <= 2 * kWarp ? 1 : dim <= 4 * kWarp ? 2 : 4;  // of a thread
+    TVM_FFI_ICHECK(dim <= 8 * kWarp && dim % (2 * pairs) == 0 && qkv.stride(0) % pairs == 0 &&
+                   qkv.stride(2) == 1 && keys.size(2) == dim &&
                    (qkv.size(1) == 1 || qkv.stride(1) == dim) && locations.size(0) == tokens)
         << "heads of " << dim << " numbers";
     if (tokens == 0) return;
@@ -233,9 +248,9 @@ void turn_and_store(TensorView qkv, Optional<TensorView> weight, double eps, Ten
                    pointer_or_null<T>(weight), eps, pointer<T>(cosine), pointer<T>(sine), to,
                    tokens, dim);
         };
-        if (dim <= 64) {
+        if (pairs == 1) {
             run(turn_and_store_kernel<T, 1>);
-        } else if (dim <= 128) {
+        } else if (pairs == 2) {
             run(turn_and_store_kernel<T, 2>);
         } else {
             run(turn_and_store_kernel<T, 4>);
