@@ -87,7 +87,7 @@ class TritonAttention:
         }
         pages, ends, first = meta.pages, meta.device.ends, meta.device.first
         if self._longest == 1:
-            shares = len(self._arrived) // self._kv_heads
+            shares = _shares(len(self._arrived) // self._kv_heads, rows)
             self._kernels.attend_newest[(self._kv_heads, shares)](
                 q,
                 out,
@@ -124,6 +124,12 @@ class TritonAttention:
             **constants,
         )
         return out
+
+
+def _shares(most: int, rows: int) -> int:
+    """As many as fit, or a few less, so that rows of the same length are not cut across."""
+    even = most - most % rows
+    return even if even >= 0.9 * most else most
 
 
 def _nothing(ends: Ints) -> None:
