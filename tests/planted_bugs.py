@@ -32,6 +32,7 @@ SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.
 FIGURES = ("tests/inspector/figures",)
 AWQ = ("tests/quantization", "tests/quantize", "tests/kernel/test_int4.py")
 MARLIN, EMULATED = "minisgl/kernel/csrc/marlin.cuh", ("tests/kernel/test_marlin.py",)
+MEGA, ONE_TOKEN = "minisgl/kernel/csrc/megakernel.cuh", ("tests/kernel/test_megakernel.py",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 RANKS = "minisgl/executor/ranks.py"
 PROFILER, PROFILED = "minisgl/executor/profiler.py", ("tests/executor/test_profiler.py",)
@@ -449,6 +450,55 @@ BUGS += [
         "write(copy + half, high);",
         "write(copy, high);",
         ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "a megakernel's sums lie where the next row comes",
+        MEGA,
+        "at.inputs = at.area + widest * 2;",
+        "at.inputs = at.area + s.hidden * 2;",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel's layer hands its result over under its own stamp",
+        MEGA,
+        "stamp + (of == kDown)",
+        "stamp",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel forgets what it added to the residual stream",
+        MEGA,
+        "if (grows) number = at.own()[i] = ",
+        "if (grows) number = ",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel's ring is filled while it is read",
+        MEGA,
+        "__syncwarp();  // everybody has read it",
+        "",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel adds parts of a softmax that have different peaks",
+        MEGA,
+        "weight = weight * a + weight_b * b",
+        "weight = weight + weight_b",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel's four-bit weights have no zeros",
+        MEGA,
+        "(sum - zero * all)",
+        "sum",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel's attention uses the memory of sums that are not added up",
+        MEGA,
+        "meet();  // sums of the product before this are used",
+        "",
+        ONE_TOKEN,
     ),
     Bug(
         "a norm forgets the last warp's sum",

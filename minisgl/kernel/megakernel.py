@@ -38,7 +38,9 @@ class Megakernel:
         device = layers[0].attention_norm.device
         self._decode, self._shape, self._group = module["decode"], shape, group
         self._weights = layers  # the table keeps addresses, not tensors
-        self._table = torch.tensor([_fields(layer) for layer in layers], device=device)
+        # steps that nobody waits for may be under way
+        table = torch.tensor([_fields(layer) for layer in layers])
+        self._table = table.to(device, non_blocking=True)
         self._words = torch.zeros(room, dtype=torch.int64, device=device)
         self._counts = torch.zeros(2, dtype=torch.int32, device=device)
 

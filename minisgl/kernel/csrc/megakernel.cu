@@ -69,7 +69,7 @@ struct Words {
 int64_t room(int64_t num_layers, int64_t hidden, int64_t inner, int64_t heads, int64_t kv_heads,
              int64_t dim, int64_t group, int64_t device) {
     const int of = static_cast<int>(device), blocks = processors(of);
-    if (kv_heads > blocks || hidden > mega::kHidden) return 0;
+    if (kv_heads > blocks || (dim != 64 && dim != 128)) return 0;
     return of_form<__half>(group, dim, [&](auto form, auto size) -> int64_t {
         using Form = decltype(form);
         using Shared = mega::Shared<__half, Form, decltype(size)::value>;
@@ -84,9 +84,8 @@ int64_t room(int64_t num_layers, int64_t hidden, int64_t inner, int64_t heads, i
 }
 
 // One token. layers: (num_layers, fields) int64, see mega::Layer; pools: (num_layers, 2) int64, see
-// mega::Pool; x, out: (1, hidden); cosine,
-// sine: (dim / 2,); pages: (1, n) int32; end: (1,) int32; words: as many as `room` said, int64,
-// zeros before the first call; counts: (2,) int32, likewise.
+// mega::Pool; x, out: (1, hidden); cosine, sine: (dim / 2,); pages: (1, n) int32; end: (1,) int32;
+// words: as many as `room` said, int64, zeros before the first call; counts: (2,) int32, likewise.
 void decode(TensorView layers, TensorView pools, TensorView x, TensorView out, TensorView cosine,
             TensorView sine, TensorView pages, TensorView end, TensorView words, TensorView counts,
             int64_t inner, int64_t heads, int64_t kv_heads, int64_t group, int64_t page_size,

@@ -2,9 +2,9 @@
 //
 // A decode step of one token is reading the weights, once. Kernel after kernel, the memory idles
 // while one ends and the next begins, longer than some of them take. Here every multiprocessor
-// holds one block from the first layer to the last. Its warps fetch weights into rings of shared
-// memory, always as far ahead as there is room, over the borders of products and layers: which ones
-// come next never depends on what is computed.
+// holds one block from the first layer to the last. A few of its warps do nothing but have weights
+// copied to rings of shared memory, one for each of the others, always as far ahead as there is
+// room, over the borders of products and layers: which come next never depends on what is computed.
 //
 // What blocks need of each other they hand over in global memory, each number with a stamp beside
 // it, in one access; who waits for a number looks until its stamp is there. So there is no barrier
@@ -34,7 +34,6 @@ constexpr int kFetchers = 4;                  // as many as take no registers fr
 constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches for
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
-constexpr int kHidden = 8192;    // numbers of a normalised row at most
 constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
 constexpr float kLow = -1e30f;   // less than any score
@@ -88,8 +87,6 @@ struct Step {
     Word *stream, *qkv, *parts, *attended, *middle, *active;
     uint32_t* launches;  // before this one
     int* done;           // blocks: 0 before and after
-
-    __host__ __device__ int num_parts(int dim) const { return heads * kMostSplits * (dim + 2); }
 };
 
 // A warp's next chunk to fetch, and of which matrix.
