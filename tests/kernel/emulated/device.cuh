@@ -145,16 +145,17 @@ inline void give_way() {
     swapcontext(&mine.context, &machine.scheduler);
 }
 
-inline void wait_at(Barrier& barrier) {
+// counts: as something that happens; not for who only asks, again and again.
+inline void wait_at(Barrier& barrier, bool counts = true) {
     const int before = barrier.passed;
-    ++machine.moves;
+    machine.moves += counts;
     if (++barrier.there == barrier.members) {
         barrier.there = 0;
         ++barrier.passed;
         return;
     }
     while (barrier.passed == before) give_way();
-    ++machine.moves;
+    machine.moves += counts;
 }
 
 inline void begin_thread() {
@@ -180,8 +181,8 @@ inline bool known(const void* from, size_t bytes) {
 inline Lane* lanes_of_warp() {
     return &machine.lanes[machine.current / kWarp * kWarp];
 }
-inline void warp_barrier() {
-    wait_at(machine.warps[machine.current / kWarp]);
+inline void warp_barrier(bool counts = true) {
+    wait_at(machine.warps[machine.current / kWarp], counts);
 }
 
 inline unsigned char* shared_memory();
@@ -208,10 +209,10 @@ inline void doze() {}
 inline bool any_of_warp(bool mine) {
     emulated::Lane* lanes = emulated::lanes_of_warp();
     lanes[emulated::machine.current % kWarp].number = mine;
-    emulated::warp_barrier();
+    emulated::warp_barrier(false);
     bool out = false;
     for (int i = 0; i < kWarp; ++i) out |= lanes[i].number != 0.0f;
-    emulated::warp_barrier();
+    emulated::warp_barrier(false);
     return out;
 }
 inline void __syncwarp() {
