@@ -59,7 +59,8 @@ def load_cuda(
     compiler = shutil.which("nvcc") or shutil.which("nvcc", path=places)
     if compiler is None:
         raise NoKernels("there is no CUDA compiler (nvcc)")
-    number = "".join(map(str, capability))
+    # 9.0's products of warpgroups are for that capability alone, which an "a" says
+    number = "".join(map(str, capability)) + ("a" if capability == (9, 0) else "")
     flags = (*_CUDA_FLAGS, f"-gencode=arch=compute_{number},code=sm_{number}")
     return _load(source, "*.cuh", compiler, flags, "", cache)
 

@@ -19,7 +19,7 @@ from minisgl.kernel.int4 import Int4, pack, unpack
 
 _STRIP: Final = 32  # outputs of a warp
 _INPUTS: Final = 128  # of a chunk
-_FEW: Final = 192  # rows up to which a weight is unpacked where it is used
+_FEW: Final = 256  # rows up to which a weight is unpacked where it is used
 _LEAST: Final = 8  # chunks that are worth a block of their own
 _TILES: Final = 1 << 16  # whose arrivals can be counted
 _BLOCK: Final = 1 << 24  # codes arranged at a time

@@ -40,12 +40,12 @@ def test_products_agree_for_every_number_of_tokens(
     weight = made(outputs, 1024 // group, group, dtype)
     bias = torch.randn(outputs, device="cuda").to(dtype)
     matrix, close = MarlinInt4(weight, bias), 2**-8 if dtype == torch.bfloat16 else 2**-11
-    for tokens in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129, 192, 193, 256):
+    for tokens in (1, 2, 7, 8, 9, 16, 17, 32, 33, 64, 65, 129, 192, 256, 257):
         x = torch.randn(tokens, 1024 + 8, device="cuda").to(dtype)[:, :1024]
         want = exact(weight, x, bias)
         got = matrix(x)
         # many tokens take weights that were rounded first
-        allowed = close if tokens <= 192 else 2 * close
+        allowed = close if tokens <= 256 else 2 * close
         assert (got.double() - want).abs().max() <= allowed * want.abs().max()
         assert torch.equal(matrix(x), got), "results repeat"
 
@@ -56,12 +56,13 @@ def test_however_the_work_is_shared_the_product_is_the_same(
     blocks: int, dtype: torch.dtype
 ) -> None:
     weight = made(512, 24, 128, dtype)
-    x = torch.randn(5, 24 * 128, device="cuda").to(dtype)
-    matrix, want = MarlinInt4(weight, None), exact(weight, x)
-    close = 2**-8 if dtype == torch.bfloat16 else 2**-11
-    for _ in range(20):
-        got = matrix.multiply(x, blocks)
-        assert (got.double() - want).abs().max() <= close * want.abs().max()
+    matrix, close = MarlinInt4(weight, None), 2**-8 if dtype == torch.bfloat16 else 2**-11
+    for tokens in (5, 16, 20, 50, 70):
+        x = torch.randn(tokens, 24 * 128, device="cuda").to(dtype)
+        want = exact(weight, x)
+        for _ in range(10):
+            got = matrix.multiply(x, blocks)
+            assert (got.double() - want).abs().max() <= close * want.abs().max()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

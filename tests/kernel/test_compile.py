@@ -77,6 +77,21 @@ def test_the_cuda_kernels_compile_without_a_gpu(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc; there is none here")
+def test_products_of_warpgroups_go_on_while_others_begin(tmp_path: Path) -> None:
+    """Where the compiler is not sure of their registers it makes each wait, and says so."""
+    libinfo = pytest.importorskip("tvm_ffi.libinfo")
+    folders = (libinfo.find_include_path(), libinfo.find_dlpack_include_path())
+    command = ["nvcc", "-std=c++17", "-O3", "-cubin", "-arch=sm_90a", "-Xptxas=-v"]
+    command += [f"-I{folder}" for folder in folders]
+    command += [str(compile.SOURCES / "marlin.cu"), "-o", str(tmp_path / "made")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    wide = [part for part in said.split("Compiling entry function") if "wide_kernel" in part]
+    assert wide and all(" 0 bytes spill stores" in part for part in wide)
+    assert "serialized" not in said
+
+
 @pytest.mark.skipif(
     Path("/usr/local/cuda/bin/nvcc").exists(), reason="nvcc is where it is looked for in any case"
 )

@@ -4,7 +4,7 @@ an emulation of what they use of a GPU. On a GPU tests/gpu asks the same of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -27,9 +27,12 @@ def gpu(emulated: Callable[[str], Any]) -> Any:
     return emulated("marlin.cu")
 
 
-@pytest.fixture(scope="module")
-def room(gpu: Any) -> Room:
-    return Room.made(gpu, torch.device("cpu"))
+@pytest.fixture(scope="module", params=[False, True], ids=["warps", "warpgroups"])
+def room(gpu: Any, request: pytest.FixtureRequest) -> Iterator[Room]:
+    """On a GPU without, and on one with products of warpgroups."""
+    gpu["emulate_warpgroups"](request.param)
+    yield Room.made(gpu, torch.device("cpu"))
+    gpu["emulate_warpgroups"](False)
 
 
 def exact(weight: Int4, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -127,9 +130,23 @@ def test_nothing_is_written_beside_the_result(gpu: Any, room: Room) -> None:
     assert (around[8:-8] != -7).all()
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("eager", [False, True], ids=["late", "eager"])
+@pytest.mark.parametrize(("strips", "tokens"), [(9, 20), (8, 70)], ids=str)
+def test_many_chunks_of_a_tile_come_in_time(
+    gpu: Any, room: Room, strips: int, tokens: int, eager: bool
+) -> None:
+    weight = random(strips * 32, 11, 128, torch.float16)
+    x = torch.randn(tokens, 11 * 128).half()
+    want, matrix = exact(weight, x), MarlinInt4(weight, None, room)
+    for seed in range(2):
+        gpu["emulate"](seed, eager)
+        got = matrix.multiply(x, 2)
+        assert (got.double() - want).abs().max() <= ROUNDING[torch.float16] * want.abs().max()
+
+
+@settings(max_examples=30, deadline=None)
 @given(
-    strips=st.integers(1, 9),
+    strips=st.integers(1, 9) | st.sampled_from([12, 13]),
     chunks=st.integers(1, 12),
     group=st.sampled_from([32, 64, 128, None]),
     tokens=st.integers(1, 24) | st.sampled_from([32, 40, 64, 67]),

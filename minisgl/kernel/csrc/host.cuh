@@ -16,29 +16,39 @@ inline cudaStream_t stream_of(const TensorView& x) {
     return static_cast<cudaStream_t>(TVMFFIEnvGetStream(device.device_type, device.device_id));
 }
 
+// how: attributes of the launch, the first `many` of which count.
 template <typename... Params, typename... Args>
-void launch_as(cudaLaunchAttribute how, int shared, const char* what, void (*kernel)(Params...),
-               int64_t blocks, int threads, cudaStream_t stream, Args... args) {
+void launch_as(cudaLaunchAttribute* how, int many, int shared, const char* what,
+               void (*kernel)(Params...), int64_t blocks, int threads, cudaStream_t stream,
+               Args... args) {
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(blocks));
     config.blockDim = dim3(threads);
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = stream;
-    config.attrs = &how;
-    config.numAttrs = 1;
+    config.attrs = how;
+    config.numAttrs = static_cast<unsigned>(many);
     const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
     TVM_FFI_ICHECK(error == cudaSuccess) << what << ": " << cudaGetErrorString(error);
 }
 
 // Launch with leave to start before the kernel ahead in the stream has ended.
-// shared: bytes of dynamic shared memory.
+// shared: bytes of dynamic shared memory; cluster: blocks that run together, if several.
+template <typename... Params, typename... Args>
+void launch_clusters(int cluster, int shared, const char* what, void (*kernel)(Params...),
+                     int64_t blocks, int threads, cudaStream_t stream, Args... args) {
+    cudaLaunchAttribute how[2];
+    how[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    how[0].val.programmaticStreamSerializationAllowed = 1;
+    how[1].id = cudaLaunchAttributeClusterDimension;
+    how[1].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    launch_as(how, cluster > 1 ? 2 : 1, shared, what, kernel, blocks, threads, stream, args...);
+}
+
 template <typename... Params, typename... Args>
 void launch_with(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
                  int threads, cudaStream_t stream, Args... args) {
-    cudaLaunchAttribute early;
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
-    launch_as(early, shared, what, kernel, blocks, threads, stream, args...);
+    launch_clusters(1, shared, what, kernel, blocks, threads, stream, args...);
 }
 
 // Launch blocks that may wait for each other: all of them run at once, or it is an error.
@@ -48,7 +58,7 @@ void launch_together(int shared, const char* what, void (*kernel)(Params...), in
     cudaLaunchAttribute together;
     together.id = cudaLaunchAttributeCooperative;
     together.val.cooperative = 1;
-    launch_as(together, shared, what, kernel, blocks, threads, stream, args...);
+    launch_as(&together, 1, shared, what, kernel, blocks, threads, stream, args...);
 }
 
 template <typename... Params, typename... Args>
@@ -64,6 +74,15 @@ inline int processors(int device) {
         cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
     TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
     return count;
+}
+
+// Whether a GPU has products of warpgroups: those of this one capability.
+inline bool has_warpgroups(int device) {
+    int major = 0;
+    const cudaError_t error =
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
+    return major == 9;
 }
 
 // Bytes of shared memory that a block may have at most, and that a multiprocessor has.
@@ -100,6 +119,26 @@ int64_t resident(void (*kernel)(Params...), int threads, int shared, int device)
     TVM_FFI_ICHECK(error == cudaSuccess && each > 0)
         << cudaGetErrorString(error) << "; " << each << " blocks fit a multiprocessor";
     return int64_t{each} * processors(device);
+}
+
+// Clusters of so many blocks that a GPU, the current one, holds at a time.
+template <typename... Params>
+int64_t resident_clusters(void (*kernel)(Params...), int cluster, int threads, int shared) {
+    allow_shared(kernel, shared);
+    cudaLaunchAttribute together;
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(static_cast<unsigned>(cluster));
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.attrs = &together;
+    config.numAttrs = 1;
+    int clusters = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
+    TVM_FFI_ICHECK(error == cudaSuccess && clusters > 0)
+        << cudaGetErrorString(error) << "; " << clusters << " clusters fit the GPU";
+    return clusters;
 }
 
 template <typename T>

@@ -18,7 +18,18 @@ __global__ void __launch_bounds__(marlin::Few<kScaled>::kThreads, marlin::Few<kS
 template <typename T, int kTokens, int kScaled>
 __global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads, marlin::Tile<kTokens>::kBlocks)
     multiply_kernel(marlin::Product<T> product) {
-    marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
+    if constexpr (kByWarps) {
+        marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
+    }
+}
+
+template <typename T, int kTokens, int kAcross, int kScaled>
+__global__ void __launch_bounds__(marlin::Wide<kTokens, kAcross, kScaled>::kThreads,
+                                  marlin::Wide<kTokens, kAcross, kScaled>::kBlocks)
+    wide_kernel(marlin::Product<T> product) {
+    if constexpr (kByWarpgroups) {
+        marlin::multiply_wide<T, kTokens, kAcross, kScaled>(product, dynamic_shared());
+    }
 }
 
 template <typename T>
@@ -64,6 +75,13 @@ int64_t room_of(int device) {
     return blocks * 2 * marlin::Tile<kTokens>::kSums;
 }
 
+// Tiles of so many tokens and outputs.
+template <int kTokens, int kOutputs, typename T>
+int64_t tiles_of(const marlin::Product<T>& product) {
+    const int64_t above = (product.tokens + kTokens - 1) / kTokens;
+    return above * ((product.outputs + kOutputs - 1) / kOutputs);
+}
+
 template <typename T, int kScaled>
 void multiply_few(const marlin::Product<T>& product, int bytes, int64_t blocks, int device,
                   cudaStream_t stream) {
@@ -83,8 +101,7 @@ template <typename T, int kTokens, int kScaled>
 void multiply_tiles(marlin::Product<T> product, int64_t blocks, int64_t least, int64_t num_parts,
                     int64_t num_arrived, int device, cudaStream_t stream) {
     using Of = marlin::Tile<kTokens>;
-    const int64_t across = (product.outputs + Of::kOutputs - 1) / Of::kOutputs;
-    const int64_t tiles = (product.tokens + kTokens - 1) / kTokens * across;
+    const int64_t tiles = tiles_of<kTokens, Of::kOutputs>(product);
     const int64_t work = tiles * (product.inputs / marlin::kInputs);
     const int64_t most = blocks > 0 ? blocks : holds_tiles<T, kTokens, kScaled>(device);
     const int64_t worth = blocks > 0 ? work : std::max<int64_t>(1, work / least);
@@ -95,6 +112,64 @@ void multiply_tiles(marlin::Product<T> product, int64_t blocks, int64_t least, i
     product.more = static_cast<int>(work % shared_by);
     launch_with(Of::kBytes, "four-bit product", multiply_kernel<T, kTokens, kScaled>, shared_by,
                 Of::kThreads, stream, product);
+}
+
+// A way to share a product, and how long it takes about.
+struct Sharing {
+    int sharers;  // blocks that share a tile
+    int64_t time;
+};
+
+// The fastest way with blocks of so many strips, one on a multiprocessor, and `blocks` at most. The
+// times are those of an H200: a chunk takes a block of one warpgroup two units, and each further
+// warpgroup, which fills the gaps, adds one.
+template <typename T, int kTokens, int kAcross, int kScaled>
+Sharing fastest(const marlin::Product<T>& product, int64_t blocks, int device) {
+    using Of = marlin::Wide<kTokens, kAcross, kScaled>;
+    constexpr int64_t kBegin = 2;  // chunks that beginning and ending take the time of
+    static std::array<std::array<int64_t, Of::kSharers>, 64> known = {};
+    const int64_t tiles = tiles_of<kTokens, Of::kOutputs>(product);
+    const int64_t chunks = product.inputs / marlin::kInputs;
+    const int64_t most = std::min<int64_t>(chunks, blocks > 0 ? blocks : Of::kSharers);
+    Sharing best = {1, INT64_MAX};
+    for (int some = 1; some <= std::min<int64_t>(most, Of::kSharers); ++some) {
+        int64_t& clusters = known.at(device)[some - 1];  // that the GPU holds: asked once
+        if (clusters == 0) {
+            clusters = resident_clusters(wide_kernel<T, kTokens, kAcross, kScaled>, some,
+                                         Of::kThreads, shared_limits(device).block);
+        }
+        const int64_t room = blocks > 0 ? blocks / some : clusters;
+        const int64_t turns = (tiles + room - 1) / room;
+        const int64_t time = turns * ((chunks + some - 1) / some + kBegin) * (1 + kAcross / 4);
+        if (time < best.time) best = {some, time};
+    }
+    return best;
+}
+
+template <typename T, int kTokens, int kAcross, int kScaled>
+void launch_wide(marlin::Product<T> product, int sharers, cudaStream_t stream) {
+    using Of = marlin::Wide<kTokens, kAcross, kScaled>;
+    product.each = product.inputs / marlin::kInputs / sharers;
+    product.more = product.inputs / marlin::kInputs % sharers;
+    allow_shared(wide_kernel<T, kTokens, kAcross, kScaled>, Of::kBytes);
+    launch_clusters(sharers, Of::kBytes, "four-bit product by warpgroups",
+                    wide_kernel<T, kTokens, kAcross, kScaled>,
+                    tiles_of<kTokens, Of::kOutputs>(product) * sharers, Of::kThreads, stream,
+                    product);
+}
+
+template <typename T, int kTokens, int kScaled>
+void multiply_wide(const marlin::Product<T>& product, int64_t blocks, int device,
+                   cudaStream_t stream) {
+    // many strips need the inputs less often, few share the work more evenly
+    constexpr int kFew = 8, kMany = 12;
+    const Sharing few = fastest<T, kTokens, kFew, kScaled>(product, blocks, device);
+    const Sharing many = fastest<T, kTokens, kMany, kScaled>(product, blocks, device);
+    if (few.time <= many.time) {
+        launch_wide<T, kTokens, kFew, kScaled>(product, few.sharers, stream);
+    } else {
+        launch_wide<T, kTokens, kMany, kScaled>(product, many.sharers, stream);
+    }
 }
 
 // x: (tokens, inputs), rows of 16-byte pieces; weights, groups: see marlin::Product; bias:
@@ -130,8 +205,13 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             const cudaStream_t stream = stream_of(x);
             const int device = x.device().device_id;
             auto with_tiles = [&](auto some) {
-                multiply_tiles<T, decltype(some)::value, kScaled>(
-                    product, blocks, least, parts.size(0), arrived.size(0), device, stream);
+                constexpr int kTokens = decltype(some)::value;
+                if (has_warpgroups(device)) {
+                    multiply_wide<T, kTokens, kScaled>(product, blocks, device, stream);
+                } else {
+                    multiply_tiles<T, kTokens, kScaled>(product, blocks, least, parts.size(0),
+                                                        arrived.size(0), device, stream);
+                }
             };
             using Few = marlin::Few<kScaled>;
             const int few = Few::bytes(product.tokens, product.inputs);
@@ -156,6 +236,7 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
 // Floats that `multiply` may need for parts on this GPU, whatever it multiplies.
 int64_t room_for_parts(int64_t device) {
     const int of = static_cast<int>(device);
+    if (has_warpgroups(of)) return 0;
     return std::max({room_of<16>(of), room_of<32>(of), room_of<64>(of)});
 }
 

@@ -17,9 +17,15 @@
 // the blocks in runs of equal length; a tile whose chunks fell to several blocks is added up by the
 // one that comes last, in the order of the inputs, so that results repeat.
 //
-// What the hardware does is tensor_core.cuh's; tests put an emulation in its place.
+// More tokens, where there are products of warpgroups: they read inputs from shared memory and go
+// on while the next weights are unpacked, so that neither waits for the other. Weights come to
+// shared memory some chunks ahead. The blocks of a cluster share a tile's chunks; in the end each
+// adds up some of the sums, which it reads where the others have them, in the order of the inputs.
+//
+// What the hardware does is tensor_core.cuh's and warpgroup.cuh's; tests put an emulation in their
+// place.
 #pragma once
-#include "tensor_core.cuh"
+#include "warpgroup.cuh"
 
 namespace marlin {
 
@@ -58,6 +64,26 @@ struct Tile {
     static constexpr int kBytes = kStages * kStage * 16 + 16;
 };
 
+// More tokens, by warpgroups: how a block works on a tile.
+template <int kTokens, int kWide, int kScaled>
+struct Wide {
+    static constexpr int kAcross = kWide;  // strips, and warps
+    static constexpr int kThreads = kAcross * kWarp;
+    static constexpr int kOutputs = kAcross * kStrip;
+    static constexpr int kBlocks = kTokens <= 32 ? 16 / kAcross : 1;  // on a multiprocessor
+    static constexpr int kSharers = 8;                                // of a tile, at most
+    // A chunk's inputs in shared memory: piece q of token i is at kTokens * q + i. Two chunks are
+    // used, one comes.
+    static constexpr int kStages = 3;
+    static constexpr int kStage = kPieces * kTokens;
+    // A strip's chunks, with their groups, to each thread its own: one is used, the others come.
+    static constexpr int kDeep = kTokens <= 32 ? 4 : 3;
+    static constexpr int kChunk = (kSteps + kInputs / kScaled) * kWarp;
+    static constexpr int kLine = kOutputs + 4;  // a token's sums, so that banks take turns
+    static constexpr int kRings = (kStages * kStage + kAcross * kDeep * kChunk) * 16;
+    static constexpr int kBytes = kRings > kTokens * kLine * 4 ? kRings : kTokens * kLine * 4;
+};
+
 template <typename T>
 struct Product {
     const T* x;            // (tokens, inputs), rows `stride` apart
@@ -90,6 +116,15 @@ struct Product {
     __device__ void write(int token, int output, float sum) const {
         if (bias != nullptr) sum += to_float(bias[output]);
         out[static_cast<int64_t>(token) * outputs + output] = from_float<T>(sum);
+    }
+    // Four outputs from this one on.
+    __device__ void write(int token, int output, float4 sums) const {
+        if (bias != nullptr) {
+            sums.x += to_float(bias[output]), sums.y += to_float(bias[output + 1]);
+            sums.z += to_float(bias[output + 2]), sums.w += to_float(bias[output + 3]);
+        }
+        *reinterpret_cast<uint2*>(out + static_cast<int64_t>(token) * outputs + output) = {
+            pair<T>(sums.x, sums.y), pair<T>(sums.z, sums.w)};
     }
 };
 
@@ -458,6 +493,188 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
             strip += kAcross;
         }
     }
+}
+
+// The same by warpgroups: a tile's chunks, as many as fall to this block of its cluster, and then
+// some of its sums. shared: Wide::kBytes.
+template <typename T, int kTokens, int kAcross, int kScaled>
+__device__ inline void multiply_wide(const Product<T>& p, uint4* shared) {
+    using Of = Wide<kTokens, kAcross, kScaled>;
+    constexpr int kThreads = Of::kThreads, kDeep = Of::kDeep, kParts = kInputs / kScaled;
+
+    const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+    const int sharers = cluster_blocks(), rank = cluster_rank(), tile = blockIdx.x / sharers;
+    const int token_tiles = (p.tokens + kTokens - 1) / kTokens, strips = p.outputs / kStrip;
+    const int above = tile % token_tiles * kTokens, tokens = min(p.tokens - above, kTokens);
+    const int across = tile / token_tiles * kAcross;
+    const int strip = min(across + warp, strips - 1);  // who has none repeats the last
+    const int first = p.first_item(rank), last = p.first_item(rank + 1);
+
+    uint4* const ring = shared + Of::kStages * Of::kStage + warp * kDeep * Of::kChunk + lane;
+    const uint4* unit = p.unit(strip, first);
+    int entering = first, free = 0;
+    auto fetch_weights = [&] {
+        if (entering < last) {
+            uint4* const to = ring + free * Of::kChunk;
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                copy_async(to + step * kWarp, unit + step * kWarp);
+            }
+#pragma unroll
+            for (int part = 0; part < kParts; ++part) {
+                copy_async(to + (kSteps + part) * kWarp, p.group(strip, entering * kParts + part));
+            }
+            unit += kUnit;
+            ++entering;
+            if (++free == kDeep) free = 0;
+        }
+        end_copy_group();  // an empty one counts, too
+    };
+    // A warp takes 32 inputs of 8 tokens, a piece each lane, from where they lie to where products
+    // look for them: of 8 t + 4 s + 2 c + h, an input's number, lane t of a product has 2 t + h in
+    // row c of step s, as weights lie in registers; that is word t of piece 2 s + c.
+    constexpr int kRows = kThreads / kPieces, kTurns = (kTokens + kRows - 1) / kRows;
+    const int my_row = warp / kSteps * 8 + lane / 4, my_step = warp % kSteps;
+    const T* from =
+        p.x + (above + my_row) * p.stride + first * kInputs + my_step * 32 + lane % 4 * 8;
+    uint4 coming[kTurns];
+    auto fetch_inputs = [&] {
+#pragma unroll
+        for (int i = 0; i < kTurns; ++i) {
+            const T* const row = from + i * kRows * p.stride;
+            if (my_row + i * kRows < tokens)
+                coming[i] = __ldcg(reinterpret_cast<const uint4*>(row));
+        }
+        from += kInputs;
+    };
+    uint32_t* const my_word =
+        reinterpret_cast<uint32_t*>(shared + my_step * 4 * kTokens + my_row) + lane % 4;
+    auto store_inputs = [&](int stage) {
+        uint32_t* const to = my_word + stage * Of::kStage * 4;
+        // what is there of tokens that do not exist goes into sums that nobody asks for
+#pragma unroll
+        for (int i = 0; i < kTurns; ++i) {
+            if (my_row + i * kRows < tokens) {
+                uint32_t* const row = to + i * kRows * 4;
+                write_for_products(row, coming[i].x);
+                write_for_products(row + kTokens * 4, coming[i].y);
+                write_for_products(row + kTokens * 8, coming[i].z);
+                write_for_products(row + kTokens * 12, coming[i].w);
+            }
+        }
+    };
+
+    // weights may be fetched while the kernel that makes the inputs still runs
+#pragma unroll
+    for (int i = 0; i < kDeep - 1; ++i) fetch_weights();
+    wait_for_inputs();
+    fetch_inputs();
+
+    int chunk = first, storing = 0, stage = 0, place = 0;
+    auto store_next = [&](bool more) {
+        store_inputs(storing);  // where products of three chunks ago are done
+        show_to_products();
+        __syncthreads();  // everybody's inputs of the next chunk are there
+        if (++storing == Of::kStages) storing = 0;
+        if (more) {
+            fetch_inputs();
+        } else {
+            let_next_start();  // all is under way
+        }
+    };
+    store_next(first + 1 < last);
+
+    Sums<kTokens / 8> total;
+    total.clear();
+    const uint4* codes = nullptr;
+    uint64_t right = 0;
+    auto enter = [&] {
+        right = right_side(shared + stage * Of::kStage, kTokens);
+        if (++stage == Of::kStages) stage = 0;
+        wait_for_copies<kDeep - 2>();
+        fetch_weights();  // where the last chunk's were
+        codes = ring + place * Of::kChunk;
+        if (++place == kDeep) place = 0;
+    };
+
+    // 32 inputs at a time: while they are multiplied, the next are unpacked
+    uint32_t left[2][2][2][4], zeros[4];
+    auto prepare = [&](int step) {
+        const bool fresh = step % (kScaled / 32) == 0;
+        float scales[4];
+        if (fresh) {
+            const uint4 group = codes[(kSteps + step / (kScaled / 32)) * kWarp];
+            const uint32_t rows[4] = {group.x, group.y, group.z, group.w};
+#pragma unroll
+            for (int r = 0; r < 4; ++r) {
+                scales[r] = scale_of(rows[r]);
+                zeros[r] = zero_of<T>(rows[r]);
+            }
+        }
+        const uint4 packed = codes[step * kWarp];
+        wait_for_products<1>();  // those of the step before the last are done
+        decode<T>(left[step % 2][0][0], packed.x, zeros);
+        decode<T>(left[step % 2][0][1], packed.y, zeros);
+        decode<T>(left[step % 2][1][0], packed.z, zeros + 2);
+        decode<T>(left[step % 2][1][1], packed.w, zeros + 2);
+        if (fresh) {
+            wait_for_products<0>();
+            settle(total.of[0]);
+            settle(total.of[1]);
+            total.change(scales);
+        }
+    };
+    enter();
+    prepare(0);
+    for (;;) {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            begin_products();
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                for (int m = 0; m < 2; ++m) {
+                    multiply_group<T>(total.of[m], left[step % 2][m][half],
+                                      right + (step * 4 + half * 2) * kTokens);
+                }
+            }
+            end_products();
+            if (step == kSteps / 2 && chunk + 1 < last) store_next(chunk + 2 < last);
+            if (step < kSteps - 1) prepare(step + 1);
+        }
+        if (++chunk == last) break;
+        enter();
+        prepare(0);
+    }
+    wait_for_products<0>();
+    settle(total.of[0]);
+    settle(total.of[1]);
+
+    __syncthreads();  // nobody needs the chunks any more
+    float* const sums = reinterpret_cast<float*>(shared);
+    total.each([&](float sum, int place, int token, int row) {
+        sums[token * Of::kLine + warp * kStrip + row] = sum * total.scales[place % 8 / 2];
+    });
+    cluster_barrier();
+    constexpr int kFours = Of::kOutputs / 4;
+    for (int i = rank * kThreads + thread; i < tokens * kFours; i += sharers * kThreads) {
+        const int token = i / kFours, output = i % kFours * 4;
+        if (across * kStrip + output >= p.outputs) continue;
+        float4 parts[Of::kSharers], sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+        for (int b = 0; b < Of::kSharers; ++b) {
+            if (b < sharers) parts[b] = read_from(b, sums + token * Of::kLine + output);
+        }
+#pragma unroll
+        for (int b = 0; b < Of::kSharers; ++b) {
+            if (b < sharers) {
+                sum.x += parts[b].x, sum.y += parts[b].y;
+                sum.z += parts[b].z, sum.w += parts[b].w;
+            }
+        }
+        p.write(above + token, across * kStrip + output, sum);
+    }
+    cluster_barrier();  // the others may still read this block's
 }
 
 // The weights as numbers, each rounded once: out (outputs, inputs). A warp makes 32 outputs x 128

@@ -5,7 +5,8 @@
 // - a copy that nobody waited for has not happened (or, if so asked, happens at once, which shows
 //   whether it overwrites what is still read);
 // - threads and blocks run in another order for every seed, and a warp may fall far behind; blocks
-//   that are launched together take turns, others run one after the other;
+//   that are launched together, all or a cluster of them, take turns, others run one after the
+//   other;
 // - dynamic shared memory begins as NaN, and what is fetched must lie in a tensor that was handed
 // over;
 // - a barrier that some threads never reach is an error, not a hang, and so is a number that nobody
@@ -41,6 +42,9 @@ struct alignas(16) uint4 {
 struct alignas(8) uint2 {
     uint32_t x, y;
 };
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 struct __half {
     uint16_t bits;
 };
@@ -49,12 +53,20 @@ struct __nv_bfloat16 {
 };
 using std::min;
 
-inline float half_bits(uint32_t bits) {
+inline float half_number(uint32_t bits) {
     const int exponent = static_cast<int>(bits >> 10 & 31u), rest = static_cast<int>(bits & 1023u);
     const float size = exponent == 31  ? (rest ? NAN : INFINITY)
                        : exponent == 0 ? std::ldexp(static_cast<float>(rest), -24)
                                        : std::ldexp(static_cast<float>(1024 + rest), exponent - 25);
     return bits & 0x8000u ? -size : size;
+}
+inline float half_bits(uint32_t bits) {
+    static const std::vector<float> numbers = [] {
+        std::vector<float> all(1 << 16);
+        for (uint32_t i = 0; i < all.size(); ++i) all[i] = half_number(i);
+        return all;
+    }();
+    return numbers[bits & 0xffffu];
 }
 inline float to_float(float x) {
     return x;
@@ -113,25 +125,32 @@ struct Barrier {
 struct Lane {  // what a lane shows the others of its warp
     float number;
     uint32_t a[4], b[2];
+    uint64_t right;
 };
 
 struct Thread {
     ucontext_t context;
     std::vector<Copy> open;
     std::deque<std::vector<Copy>> groups;
-    bool done = false;
+    std::vector<bool*> hidden;  // marks of what it wrote
+    std::vector<std::function<void()>> open_products;
+    std::deque<std::vector<std::function<void()>>> products;
+    bool begun = false, done = false;
 };
 
 struct Machine {
     std::vector<Thread> threads;  // of the blocks that run now, as all that follows
     std::vector<Barrier> warps, blocks, firsts;
+    Barrier cluster{0};
+    std::vector<int> ended;  // threads of each block
     std::vector<Lane> lanes;
     std::unique_ptr<unsigned char[]> shared;
+    std::unique_ptr<bool[]> hidden;  // words of it, from products of warpgroups
     ucontext_t scheduler;
     int current = 0;
     long moves = 0;
     uint32_t seed = 0;
-    bool eager = false;
+    bool eager = false, warpgroups = false;
     std::string problem;
     std::vector<std::pair<const char*, size_t>> buffers, kept;  // of one launch, of all
     std::function<void()> body;
@@ -140,8 +159,13 @@ struct Machine {
 constexpr size_t kShared = 1 << 18;  // bytes of a block
 inline Machine machine;
 
+inline Thread& me() {
+    return machine.threads[machine.current];
+}
+inline int rank();
+
 inline void give_way() {
-    Thread& mine = machine.threads[machine.current];
+    Thread& mine = me();
     swapcontext(&mine.context, &machine.scheduler);
 }
 
@@ -160,9 +184,13 @@ inline void wait_at(Barrier& barrier, bool counts = true) {
 
 inline void begin_thread() {
     machine.body();
-    Thread& mine = machine.threads[machine.current];
+    Thread& mine = me();
     if (!mine.open.empty()) machine.problem = "a thread ended with copies in no group";
+    if (!mine.open_products.empty() || !mine.products.empty()) {
+        machine.problem = "a thread ended with products that it did not wait for";
+    }
     mine.done = true;
+    ++machine.ended[rank()];
     ++machine.moves;
     give_way();
 }
@@ -191,17 +219,20 @@ inline unsigned char* shared_memory();
 
 inline emulated::Index threadIdx, blockIdx, blockDim, gridDim;
 
+inline int emulated::rank() {
+    return machine.current / blockDim.x;
+}
 inline unsigned char* emulated::shared_memory() {
-    return &machine.shared[machine.current / blockDim.x * kShared];
+    return &machine.shared[rank() * kShared];
 }
 
 inline void wait_for_inputs() {}
 inline void let_next_start() {}
 inline void __syncthreads() {
-    emulated::wait_at(emulated::machine.blocks[emulated::machine.current / blockDim.x]);
+    emulated::wait_at(emulated::machine.blocks[emulated::rank()]);
 }
 inline void sync_first(int threads) {
-    emulated::Barrier& at = emulated::machine.firsts[emulated::machine.current / blockDim.x];
+    emulated::Barrier& at = emulated::machine.firsts[emulated::rank()];
     at.members = threads;
     emulated::wait_at(at);
 }
@@ -237,6 +268,9 @@ inline int arrive(int* at) {
 }
 inline float __ldcg(const float* at) {
     return emulated::known(at, 4) ? *at : NAN;
+}
+inline uint4 __ldcg(const uint4* at) {
+    return emulated::known(at, 16) ? *at : uint4{~0u, ~0u, ~0u, ~0u};
 }
 inline float __fdividef(float x, float y) {
     return x / y;
@@ -278,29 +312,34 @@ inline float __shfl_xor_sync(uint32_t, float x, int other) {
 
 namespace emulated {
 
-// Run blocks of so many threads in an order that the seed gives, `together` of them at a time.
+// Run blocks of so many threads in an order that the seed gives, `together` of them at a time, side
+// by side.
 // Throws std::runtime_error with what a kernel did wrong.
 inline void run(int blocks, int threads, int together, std::function<void()> body) {
     constexpr size_t kStack = 1 << 16;
     constexpr int kPatience = 1000;  // turns of all threads in which nothing happens
     std::mt19937 random(machine.seed);
     const int many = together * threads;
-    std::vector<int> order(blocks), turns(many);
-    for (int i = 0; i < blocks; ++i) order[i] = i;
+    std::vector<int> order(blocks / together), turns(many);
+    for (int i = 0; i < blocks / together; ++i) order[i] = i * together;
     std::shuffle(order.begin(), order.end(), random);
     const std::unique_ptr<unsigned char[]> stacks(new unsigned char[kStack * many]);
     machine.shared.reset(new unsigned char[kShared * together]);
+    machine.hidden.reset(new bool[kShared / 4 * together]);
     blockDim = {threads};
     gridDim = {blocks};
     machine.body = std::move(body);
     machine.problem.clear();
-    for (int first = 0; first < blocks; first += together) {
+    for (const int first : order) {
         std::memset(machine.shared.get(), 0xff, kShared * together);
+        std::memset(machine.hidden.get(), 0, kShared / 4 * together);
         machine.threads = std::vector<Thread>(many);
         machine.warps.assign(many / kWarp, Barrier{kWarp});
         machine.lanes.assign(many, Lane{});
         machine.blocks.assign(together, Barrier{threads});
         machine.firsts.assign(together, Barrier{0});
+        machine.cluster = Barrier{many};
+        machine.ended.assign(together, 0);
         for (int i = 0; i < many; ++i) {
             Thread& thread = machine.threads[i];
             turns[i] = i;
@@ -326,7 +365,7 @@ inline void run(int blocks, int threads, int together, std::function<void()> bod
                 }
                 machine.current = i;
                 threadIdx = {i % threads};
-                blockIdx = {order[first + i / threads]};
+                blockIdx = {first + i / threads};
                 swapcontext(&machine.scheduler, &machine.threads[i].context);
                 left += !machine.threads[i].done;
                 if (!machine.problem.empty()) throw std::runtime_error(machine.problem);

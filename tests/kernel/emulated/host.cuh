@@ -20,8 +20,9 @@ template <typename... Params, typename... Args>
 void launch_as(int together, int shared, const char* what, void (*kernel)(Params...),
                int64_t blocks, int threads, Args... args) {
     TVM_FFI_ICHECK(shared <= static_cast<int>(emulated::kShared) && threads % kWarp == 0 &&
-                   threads <= 1024 && blocks > 0)
-        << what << ": " << blocks << " blocks of " << threads << " threads, " << shared << " bytes";
+                   threads <= 1024 && blocks > 0 && together > 0 && blocks % together == 0)
+        << what << ": " << blocks << " blocks of " << threads << " threads, " << shared
+        << " bytes, " << together << " together";
     try {
         emulated::run(static_cast<int>(blocks), threads, together,
                       [&] { kernel(static_cast<Params>(args)...); });
@@ -45,6 +46,12 @@ void launch(const char* what, void (*kernel)(Params...), int64_t blocks, int thr
 }
 
 template <typename... Params, typename... Args>
+void launch_clusters(int cluster, int shared, const char* what, void (*kernel)(Params...),
+                     int64_t blocks, int threads, cudaStream_t, Args... args) {
+    launch_as(cluster, shared, what, kernel, blocks, threads, args...);
+}
+
+template <typename... Params, typename... Args>
 void launch_together(int shared, const char* what, void (*kernel)(Params...), int64_t blocks,
                      int threads, cudaStream_t, Args... args) {
     launch_as(static_cast<int>(blocks), shared, what, kernel, blocks, threads, args...);
@@ -52,6 +59,10 @@ void launch_together(int shared, const char* what, void (*kernel)(Params...), in
 
 inline int processors(int) {
     return 5;
+}
+
+inline bool has_warpgroups(int) {
+    return emulated::machine.warpgroups;
 }
 
 struct SharedLimits {
@@ -68,6 +79,11 @@ void allow_shared(void (*)(Params...), int) {}
 template <typename... Params>
 int64_t resident(void (*)(Params...), int, int, int) {
     return 5;  // few, and no divisor of most work
+}
+
+template <typename... Params>
+int64_t resident_clusters(void (*)(Params...), int cluster, int, int) {
+    return 13 / cluster;
 }
 
 inline std::pair<const char*, size_t> bytes_of(const TensorView& x) {
@@ -97,6 +113,12 @@ inline void emulate(int64_t seed, bool eager) {
     emulated::machine.eager = eager;
 }
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(emulate, emulate);
+
+// Whether it is a GPU with products of warpgroups.
+inline void emulate_warpgroups(bool has) {
+    emulated::machine.warpgroups = has;
+}
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(emulate_warpgroups, emulate_warpgroups);
 
 // Bytes of shared memory that a block may have.
 inline void allow(int64_t bytes) {
