@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minisgl.config import (
+    BULK_COPIES,
     TENSOR_CORES,
     EngineConfig,
     Hardware,
@@ -126,7 +127,7 @@ def _has_megakernels(wanted: EngineConfig, machine: Hardware) -> bool:
     """Likewise those that compute all layers of a token."""
     if wanted.megakernel is False or wanted.dtype == "float32" or wanted.tp > 1:
         return False
-    if not machine.cuda_kernels or machine.capability < TENSOR_CORES:
+    if not machine.cuda_kernels or machine.capability < BULK_COPIES:
         return False
     instead = "a token's layers are kernels of their own"
     return _compiles("megakernel.cu", machine, instead, "megakernel=False")

@@ -27,6 +27,7 @@ _KV_MEMORY_SHARE = 4  # a quarter of what is free holds KV pages at most
 _AUTO_SEQUENCES = 16  # ... and no more than this many sequences of full length
 _BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 TENSOR_CORES: Final = (8, 0)  # capability of the GPUs that csrc/tensor_core.cuh is for
+BULK_COPIES: Final = (9, 0)  # ... and csrc/bulk.cuh
 _FOUR_BITS: Final = ("awq", "awq_marlin")
 _SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
 
@@ -424,8 +425,10 @@ def no_megakernel(config: EngineConfig, hardware: Hardware) -> str | None:
         return f"it computes in float16 and bfloat16, not in {config.dtype}"
     if config.tp > 1:
         return f"it computes on one GPU, not with tp={config.tp}"
+    if hardware.capability < BULK_COPIES:
+        return f"it needs compute capability {BULK_COPIES}, not {hardware.capability}"
     if not hardware.megakernels:
-        return "it needs tensor cores, nvcc and the package apache-tvm-ffi"
+        return "it needs nvcc and the package apache-tvm-ffi"
     return None
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from minisgl.config import EngineConfig, Hardware, ModelFacts, gpu_attention, resolve
+from minisgl.config import (
+    EngineConfig,
+    Hardware,
+    ModelFacts,
+    gpu_attention,
+    no_megakernel,
+    resolve,
+)
 from minisgl.registry import find, names
 from tests.seen import Seen
 
@@ -231,6 +238,7 @@ def test_auto_attention_on_a_gpu_says_what_and_why(
         (LAPTOP, {"attention": "fa3"}, "attention='fa3' was asked; it needs an NVIDIA GPU"),
         (LAPTOP, {"kernels": "cuda"}, "kernels='cuda' was asked; it needs an NVIDIA GPU"),
         (LAPTOP, {"cuda_graph": True}, "cuda_graph=True was asked; it needs an NVIDIA GPU"),
+        (LAPTOP, {"megakernel": True}, "megakernel=True was asked; it needs an NVIDIA GPU"),
         (SERVER, {"attention": "fa3"}, "the package sgl_kernel is not installed"),
         (SERVER, {"kernels": "cuda"}, "they need nvcc and the package apache-tvm-ffi"),
         (H200, {"attention": "grouped", "cuda_graph": True}, "'grouped' cannot be recorded"),
@@ -289,3 +297,54 @@ def test_pages_take_what_weights_and_activations_leave_of_a_gpu() -> None:
     model = LARGE._replace(context=1 << 30)
     left = resolved(H200, model).limits.num_pages * 16 * 2048
     assert left <= (140 << 30) - 16_000_000_000 - (4 << 30) < left + 16 * 2048
+
+
+MEGA = H200._replace(megakernels=True)
+TWO = MEGA._replace(gpus=("H200", "H200"))
+SHARED = LARGE._replace(num_heads=8, num_kv_heads=2)
+
+
+@pytest.mark.parametrize("model", [LARGE, LARGE._replace(stored_dtype="float16"), PACKED])
+def test_a_gpu_computes_all_layers_of_a_token_at_once(model: ModelFacts) -> None:
+    assert resolved(MEGA, model).megakernel is True
+    assert resolved(MEGA, model, megakernel=True).megakernel is True
+    assert resolved(MEGA, model, cuda_graph=False).megakernel is True
+    assert resolved(MEGA, model, megakernel=False).megakernel is False
+
+
+@pytest.mark.parametrize(
+    ("hardware", "toggles", "why"),
+    [
+        (MEGA, {"kernels": "torch"}, "it goes with kernels='cuda', these are 'torch'"),
+        (MEGA, {"dtype": "float32"}, "it computes in float16 and bfloat16, not in float32"),
+        (TWO, {"tp": 2}, "it computes on one GPU, not with tp=2"),
+        (
+            MEGA._replace(capability=(8, 9)),
+            {},
+            "it needs compute capability (9, 0), not (8, 9)",
+        ),
+        (H200, {}, "it needs nvcc and the package apache-tvm-ffi"),
+    ],
+)
+def test_where_all_layers_cannot_be_computed_at_once_the_reason_is_said(
+    hardware: Hardware, toggles: dict[str, Any], why: str
+) -> None:
+    config = resolved(hardware, SHARED, **toggles)
+    assert config.megakernel is False
+    assert no_megakernel(config, hardware) == why
+    says = re.escape(f"megakernel=True was asked; {why}; use megakernel='auto'")
+    with pytest.raises(ValueError, match=says):
+        resolved(hardware, SHARED, megakernel=True, **toggles)
+
+
+def test_a_cpu_computes_layer_after_layer() -> None:
+    assert resolved().megakernel is False
+    assert resolved(SERVER, LARGE, device="cpu").megakernel is False
+    with pytest.raises(ValueError, match="it needs an NVIDIA GPU and the device is 'cpu'"):
+        resolved(MEGA, LARGE, device="cpu", megakernel=True)
+
+
+@pytest.mark.parametrize(("value", "error"), [("yes", ValueError), (1, TypeError)])
+def test_the_megakernel_is_auto_on_or_off(value: Any, error: type) -> None:
+    with pytest.raises(error, match="megakernel must be one of"):
+        EngineConfig(megakernel=value)

@@ -63,11 +63,18 @@ def test_a_value_fills_a_register_without_arithmetic() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc; there is none here")
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0), (10, 0)], ids=str)
 @pytest.mark.parametrize(
-    ("source", "exported"),
-    [("cuda.cu", "product"), ("marlin.cu", "multiply")],
-    ids=["cuda", "marlin"],
+    ("source", "exported", "capability"),
+    [
+        (source, exported, (major, 0))
+        for source, exported, least in (
+            ("cuda.cu", "product", 8),
+            ("marlin.cu", "multiply", 8),
+            ("megakernel.cu", "decode", 9),
+        )
+        for major in range(least, 11)
+    ],
+    ids=str,
 )
 def test_the_cuda_kernels_compile_without_a_gpu(
     source: str, exported: str, capability: tuple[int, int], tmp_path: Path
