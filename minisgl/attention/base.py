@@ -30,9 +30,11 @@ class Meta(NamedTuple):
     device: DeviceMeta | None = None  # the same numbers for kernels that read them on a GPU
 
     def token(self, pools: Tensor | None, page_size: int) -> TokenMemory | None:
-        """A batch of one token, for a kernel that computes all layers; pools: of it, if it is
-        wanted."""
-        if pools is None or self.device is None or len(self.locations) > 1:
+        """What a kernel that computes all layers of one token reads; None for other batches.
+
+        pools: each layer's keys and values, see ``TokenMemory``; None: there is no such kernel.
+        """
+        if pools is None or self.device is None or len(self.locations) != 1:
             return None
         return TokenMemory(pools, self.pages, self.device.ends, page_size)
 

@@ -27,7 +27,7 @@ from minisgl.core import Batch, Logprob, Outcome, Row, Span
 from minisgl.distributed.group import Group, share_kv_heads
 from minisgl.engine.runner import Launch
 from minisgl.executor.clock import DeviceClock
-from minisgl.executor.graph import Graphs
+from minisgl.executor.graph import Graphs, Parts
 from minisgl.executor.kv_pool import KVPool
 from minisgl.executor.logprobs import of_prompts, of_tokens
 from minisgl.executor.sampler import choose
@@ -86,22 +86,12 @@ class CudaForward:
         self._sampling_staging = Staging(depth, model.device)
         backend = registry.find("attention", config.attention)
         self._attention: Attention = backend(self._pool, model_config.traits.windows)
-        # where each layer's keys and values are, for a kernel that computes all layers
-        self._addresses: Tensor | None = None
-        if config.megakernel:
-            self._addresses = self._pool.addresses()
+        self._addresses = self._pool.addresses() if config.megakernel is True else None
         self._graphs: Graphs | None = None
         if config.cuda_graph and hasattr(self._attention, "capture"):
             heads = model_config.num_heads // group.size
-            self._graphs = Graphs(
-                model,
-                self._pool,
-                self._tables,
-                self._attention,
-                heads,
-                int(config.graph_rows),
-                self._addresses,
-            )
+            made = model, self._pool, self._tables, self._attention, heads, self._addresses
+            self._graphs = Graphs(Parts(*made), int(config.graph_rows))
         self._clock, self._last_end = DeviceClock(), torch.cuda.Event(enable_timing=True)
         self._results = [
             torch.empty(limits.max_running, dtype=torch.int64, pin_memory=True)
@@ -241,12 +231,8 @@ class CudaForward:
                 return tokens, scores, asked
         inputs = self._stage(rows, begin)
         self._attention.prepare(inputs.meta)
-        memory = Paged(
-            self._pool,
-            self._attention,
-            inputs.meta.locations,
-            inputs.meta.token(self._addresses, self._page_size),
-        )
+        token = inputs.meta.token(self._addresses, self._page_size)
+        memory = Paged(self._pool, self._attention, inputs.meta.locations, token)
         hidden = self._model(inputs.ids, inputs.positions, memory)
         emitting = [row for row in rows if row.emits]
         tokens, scores = self._sample(hidden[inputs.sampling_tokens], inputs.slots, emitting)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -31,27 +31,26 @@ def sizes(most: int) -> tuple[int, ...]:
     return (*small, *range(_STEP, most, _STEP), most)
 
 
+class Parts(NamedTuple):
+    """What graphs compute with."""
+
+    model: Model
+    pool: KVPool
+    tables: Tables
+    attention: Any  # a ``Capturable``
+    heads: int  # query heads
+    addresses: Tensor | None  # the pool's, where one kernel may compute all layers of a token
+
+
 class Graphs:
     """The graphs of one model on its pages and tables. Used on the stream of that model alone.
 
-    attention: a ``Capturable``. heads: query heads. most: rows of the largest graph. addresses: of
-    the pool, where a kernel that computes all layers of a token is wanted.
+    most: rows of the largest graph.
     Padding uses the last slot of the tables, whose pages are all the last page of the pool.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        pool: KVPool,
-        tables: Tables,
-        attention: Any,
-        heads: int,
-        most: int,
-        addresses: Tensor | None,
-    ) -> None:
-        self._addresses = addresses
-        self._model, self._pool, self._tables = model, pool, tables
-        self._attention, self._heads = attention, heads
+    def __init__(self, parts: Parts, most: int) -> None:
+        self.parts = parts
         self._sizes, self._kept = sizes(most), dict[tuple[int, bool], Decode]()
         self._memory = torch.cuda.graph_pool_handle()
         self._failed = False
@@ -90,17 +89,6 @@ class Graphs:
         """Start to capture on the current stream, into the shared memory."""
         graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
 
-    def parts(self) -> tuple[Model, KVPool, Tables, Any, int, Tensor | None]:
-        """What a graph computes with."""
-        return (
-            self._model,
-            self._pool,
-            self._tables,
-            self._attention,
-            self._heads,
-            self._addresses,
-        )
-
 
 def _renew_generator(device: torch.device) -> None:
     """Give torch's generator of random numbers a new state, equal to the one it has.
@@ -120,7 +108,7 @@ class Decode:
     """
 
     def __init__(self, graphs: Graphs, size: int, greedy: bool) -> None:
-        model, pool, tables, attention, heads, addresses = graphs.parts()
+        model, pool, tables, attention, heads, addresses = graphs.parts
         device, width = model.device, tables.pages.shape[1]
         self._size, self._page_size, self._width = size, pool.page_size, width
         self._blank = self._packed_padding(len(tables.pages) - 1)
