@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minisgl.config import TENSOR_CORES
+from minisgl.config import BULK_COPIES
 from minisgl.kernel.base import LayerWeights, Matrix, Shape, TokenMemory
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.few import FewTokens
@@ -50,17 +50,18 @@ class Megakernel:
 
         module: where it is compiled already. Raises kernel.compile.NoKernels.
         """
-        weights = [_weight(m) for x in layers for m in (x.qkv, x.o, x.gate_up, x.down)]
+        weights = [_weight(matrix) for layer in layers for matrix in _matrices(layer)]
         norm = layers[0].attention_norm
-        groups = {None if weight is None else weight.group for weight in weights}
-        if len(groups) > 1 or None in groups or norm.dtype not in (torch.float16, torch.bfloat16):
+        if norm.dtype not in (torch.float16, torch.bfloat16):
             return None
-        (group,) = groups
-        assert group is not None
+        groups = {None if weight is None else weight.group for weight in weights}
+        group = groups.pop()
+        if group is None or groups:
+            return None
         device = norm.device.index or 0
         if module is None:
             capability = torch.cuda.get_device_capability(device)
-            if capability < TENSOR_CORES:
+            if capability < BULK_COPIES:
                 return None
             module = load_cuda(capability, source="megakernel.cu")
         room = module["room"](len(layers), *shape[:5], group, device)
@@ -72,17 +73,15 @@ class Megakernel:
         self._decode(
             self._table,
             memory.pools,
-            x,
-            out,
-            cos,
-            sin,
-            memory.pages,
-            memory.end,
-            self._words,
-            self._counts,
+            *(x, out, cos, sin),
+            *(memory.pages, memory.end, self._words, self._counts),
             *(s.inner, s.heads, s.kv_heads, self._group, memory.page_size, s.eps, s.head_eps),
         )
         return out
+
+
+def _matrices(layer: LayerWeights) -> tuple[Matrix, ...]:
+    return layer.qkv, layer.o, layer.gate_up, layer.down
 
 
 def _weight(matrix: Matrix) -> _Weight | None:
@@ -98,7 +97,7 @@ def _weight(matrix: Matrix) -> _Weight | None:
 def _fields(layer: LayerWeights) -> list[int]:
     """mega::Layer of csrc/megakernel.cuh."""
     numbers = list[int]()
-    for matrix in (layer.qkv, layer.o, layer.gate_up, layer.down):
+    for matrix in _matrices(layer):
         weight = _weight(matrix)
         assert weight is not None
         numbers += map(_address, weight[:3])

@@ -53,7 +53,12 @@ class OneToken:
         self._kept = list[Tensor]()  # all that the kernel finds by its address
         self._exact = list[tuple[Matrix, ...]]()
         self.layers = [self._layer() for _ in range(case.layers)]
-        pages = -(-case.seen // case.page_size)
+        self.draw(case.seen)
+
+    def draw(self, seen: int) -> None:
+        """Another token behind other positions; seen: their number, this token's included."""
+        case, device = self.case, self._device
+        self._seen, pages = seen, -(-seen // case.page_size)
         self._pages = torch.randperm(pages + 3, device=device)[None, :pages].int()
         shape = (case.layers, 2, (pages + 3) * case.page_size, case.kv_heads, case.head_dim)
         self._pools = self._normal(*shape)
@@ -62,7 +67,9 @@ class OneToken:
         self._turn = angle.cos().to(case.dtype), angle.sin().to(case.dtype)
 
     def agree(self, module: Any = None, calls: int = 2, whole: Megakernel | None = None) -> None:
-        """The kernel's result is the twin's, and so are the keys and values that it stores."""
+        """The kernel's result is the twin's, and so are the keys and values that it stores.
+
+        module: the emulation's; None: it is compiled. whole: made of these layers before."""
         case = self.case
         whole = whole or Megakernel.of(self.layers, case.shape, module)
         assert whole is not None
@@ -75,7 +82,7 @@ class OneToken:
         memory = TokenMemory(
             torch.tensor(where, device=self._device),
             self._pages,
-            torch.tensor([case.seen], dtype=torch.int32, device=self._device),
+            torch.tensor([self._seen], dtype=torch.int32, device=self._device),
             case.page_size,
         )
         for _ in range(calls):
@@ -91,7 +98,7 @@ class OneToken:
 
     @property
     def _location(self) -> int:
-        last, size = self.case.seen - 1, self.case.page_size
+        last, size = self._seen - 1, self.case.page_size
         return int(self._pages[0, last // size]) * size + last % size
 
     def _normal(self, *shape: int, scale: float = 1.0) -> Tensor:
@@ -139,7 +146,7 @@ class OneToken:
         case, s, kernels, stored = self.case, self.case.shape, PlainKernels(), list[Tensor]()
         x, residual = self._x.clone(), None
         where = torch.tensor([self._location], device=self._device)
-        positions = torch.arange(case.seen, device=self._device)
+        positions = torch.arange(self._seen, device=self._device)
         at = self._pages[0, positions // case.page_size] * case.page_size
         at = (at + positions % case.page_size)[-(case.window or 0) :]
         for layer, exact, pools in zip(self.layers, self._exact, self._pools, strict=True):
