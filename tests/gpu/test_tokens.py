@@ -13,12 +13,14 @@ import pytest
 import torch
 
 import minisgl
+from minisgl.config import BULK_COPIES
 from minisgl.core import Request, SamplingParams
 from minisgl.models.hub import locate
 from minisgl.tiny.generate import chat, messages
 
 pytestmark = pytest.mark.gpu
 NUM_TOKENS = 48
+SETTINGS: dict[str, Any] = {"page_size": 16, "dtype": "bfloat16"}
 ASK = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
 CASES: list[dict[str, Any]] = [
     {"attention": attention, "cuda_graph": graph, "overlap": overlap, "page_size": page_size}
@@ -47,7 +49,15 @@ CASES += [
     {"graph_rows": 3, "attention": "triton"},
     {"prefix_cache": "naive", "max_step_tokens": 33},
     {"admission": "optimistic", "num_pages": 64, "page_size": 16, "expected_output": 4},
+    {"megakernel": False},
 ]
+ALONE: list[dict[str, Any]] = [
+    {"cuda_graph": graph, "overlap": overlap, "megakernel": megakernel}
+    for graph in (True, False)
+    for overlap in (True, False)
+    for megakernel in (True, False)
+]
+ALONE += [{"dtype": "float16"}, {"page_size": 1}, {"page_size": 64, "max_step_tokens": 33}]
 
 
 @functools.cache
@@ -59,13 +69,16 @@ def prompts() -> tuple[tuple[int, ...], ...]:
     return (*ids, ids[0], (*ids[1], *ids[2]), (*ids[1], *ids[3]))
 
 
-def outputs(**toggles: Any) -> list[tuple[int, ...]]:
-    """All prompts' tokens; they arrive in the middle of each other."""
+def outputs(alone: bool = False, **toggles: Any) -> list[tuple[int, ...]]:
+    """All prompts' tokens; they arrive in the middle of each other, or one after the other."""
     with minisgl.load("tiny", check=True, **{"num_pages": 4096, "max_running": 8} | toggles) as eng:
         asked = list[Request]()
         for prompt in prompts():
             asked.append(eng.add(prompt, ASK))
-            eng.step()
+            if alone:
+                eng.run()
+            else:
+                eng.step()
         eng.run()
         return [request.output for request in asked]
 
@@ -103,7 +116,21 @@ def assert_same_but_for_rounding(prompt: tuple[int, ...], ours: Any, says: Any) 
 
 @pytest.mark.parametrize("toggles", CASES, ids=lambda case: "-".join(map(str, case.values())))
 def test_greedy_tokens_are_those_of_the_cpu(toggles: dict[str, Any]) -> None:
-    made = outputs(device="cuda", **{"page_size": 16, "dtype": "bfloat16"} | toggles)
+    assert_those_of_the_cpu(outputs(device="cuda", **SETTINGS | toggles))
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < BULK_COPIES,
+    reason="needs a GPU with bulk copies",
+)
+@pytest.mark.parametrize("toggles", ALONE, ids=lambda case: "-".join(map(str, case.values())))
+def test_greedy_tokens_of_a_request_that_is_alone_are_those_of_the_cpu(
+    toggles: dict[str, Any],
+) -> None:
+    assert_those_of_the_cpu(outputs(alone=True, device="cuda", **SETTINGS | toggles))
+
+
+def assert_those_of_the_cpu(made: list[tuple[int, ...]]) -> None:
     parted = [
         assert_same_but_for_rounding(prompt, ours, says)
         for prompt, ours, says in zip(prompts(), made, truth(), strict=True)
