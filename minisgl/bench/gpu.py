@@ -406,6 +406,7 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
             "attention": config.attention,
             "kernels": config.kernels,
             "cuda_graph": config.cuda_graph,
+            "megakernel": config.megakernel,
             "pages": config.num_pages,
         }
         start = perf_counter()
@@ -441,6 +442,7 @@ _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
     {
         "overlap off": {"overlap": False},
         "graph off": {"cuda_graph": False},
+        "megakernel off": {"megakernel": False},
         "recording on": {"record": True},
         "kernels torch": {"kernels": "torch"},
     },
@@ -454,7 +456,7 @@ _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
 
 
 def toggle_lines(name: str, folder: Path, quick: bool) -> Iterator[Line]:
-    """Overlap, graphs, recording, kernels and attention, in turn: ms per step and ratios."""
+    """Each arm beside the engine as it is, in turn: ms per step and ratios."""
     for arms in _ARMS:
         base: dict[str, dict[str, Any]] = {"base": {}}
         sides = {arm: (folder, changes) for arm, changes in (base | arms).items()}

@@ -1,8 +1,9 @@
 """The kernels in CUDA C++, for NVIDIA GPUs. Numbers agree with the plain ones up to rounding.
 
 Matrix products are cuBLAS's but for the fewest tokens (kernel/few.py), and a step of one token is
-one kernel (kernel/megakernel.py). What stands between products is bound by memory and launches, so
-each step of it is one kernel here where torch has two to six.
+one kernel (kernel/megakernel.py; ``megakernel=False`` switches it off). What stands between
+products is bound by memory and launches, so each step of it is one kernel here where torch has two
+to six.
 """
 
 from __future__ import annotations

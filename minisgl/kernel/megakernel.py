@@ -1,7 +1,9 @@
 """All layers of a decoder for one token as one CUDA kernel; csrc/megakernel.cuh says how.
 
 A step of one token is reading the weights once. As a chain of kernels, eight a layer, the memory
-idles while each ends and the next begins.
+idles while each ends and the next begins. ``EngineConfig.megakernel=False`` switches it off: the
+twin is layer after layer (models/decoder.py), which also computes what this is not made for, as
+heads of other sizes than 64 and 128, or a part of a model.
 """
 
 from __future__ import annotations
