@@ -31,6 +31,8 @@ class Bug(NamedTuple):
 SCHEDULER, LEDGER = "minisgl/scheduler/scheduler.py", "minisgl/scheduler/ledger.py"
 FIGURES = ("tests/inspector/figures",)
 AWQ = ("tests/quantization", "tests/quantize", "tests/kernel/test_int4.py")
+DECODER, DECODES = "minisgl/models/decoder.py", ("tests/models/test_decoder.py",)
+MEGAKERNEL = "minisgl/kernel/megakernel.py"
 MARLIN, EMULATED = "minisgl/kernel/csrc/marlin.cuh", ("tests/kernel/test_marlin.py",)
 MEGA, ONE_TOKEN = "minisgl/kernel/csrc/megakernel.cuh", ("tests/kernel/test_megakernel.py",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
@@ -621,14 +623,14 @@ BUGS += [
     ),
     Bug(
         "a block writes the sum over what others still read",
-        "minisgl/kernel/cuda.py",
+        "minisgl/kernel/few.py",
         "total = torch.empty_like(x)",
         "total = residual",
         ("tests/kernel/test_cuda.py",),
     ),
     Bug(
         "rows that do not fit shared memory are sent there",
-        "minisgl/kernel/cuda.py",
+        "minisgl/kernel/few.py",
         "if n * row <= _LARGEST_INPUT",
         "if n > 0",
         ("tests/kernel/test_cuda.py",),
@@ -1267,6 +1269,92 @@ BUGS += [
         'if name == "logit_bias" else',
         'if name == "" else',
         ("tests/server/test_refusals.py::test_a_wrong_field_is_a_400_that_names_it",),
+    ),
+    Bug(
+        "the kernel for all layers leaves out the bias behind attention",
+        DECODER,
+        "if not self._alone or traits.o_bias or traits.mlp_bias:",
+        "if not self._alone or traits.mlp_bias:",
+        DECODES,
+    ),
+    Bug(
+        "the kernel for all layers leaves out the biases of an MLP",
+        DECODER,
+        "if not self._alone or traits.o_bias or traits.mlp_bias:",
+        "if not self._alone or traits.o_bias:",
+        DECODES,
+    ),
+    Bug(
+        "a rank takes the kernel for all layers, and sums its own part alone",
+        DECODER,
+        "if not self._alone or traits.o_bias or traits.mlp_bias:",
+        "if traits.o_bias or traits.mlp_bias:",
+        DECODES,
+    ),
+    Bug(
+        "the kernel for all layers sees behind a layer's window",
+        DECODER,
+        "layer.weights(w) for",
+        "layer.weights(None) for",
+        DECODES,
+    ),
+    Bug(
+        "the kernel for all layers is made anew for each token",
+        DECODER,
+        "@cached_property\n    def _at_once",
+        "@property\n    def _at_once",
+        DECODES,
+    ),
+    Bug(
+        "the residual stream behind all layers goes to the head without its norm",
+        DECODER,
+        "return self.norm(self._at_once(x, *rotation, memory.token), None)",
+        "return self._at_once(x, *rotation, memory.token)",
+        DECODES,
+    ),
+    Bug(
+        "the kernel for one token is given a batch of two",
+        "minisgl/attention/base.py",
+        "self.device is None or len(self.locations) != 1:",
+        "self.device is None or len(self.locations) > 2:",
+        DECODES,
+    ),
+    Bug(
+        "the kernel for all layers takes values for keys",
+        "minisgl/executor/kv_pool.py",
+        "[keys.data_ptr(), values.data_ptr()]",
+        "[values.data_ptr(), keys.data_ptr()]",
+        DECODES,
+    ),
+    Bug(
+        "the two norms of a layer are handed over in the wrong order",
+        MEGAKERNEL,
+        "norms = layer.attention_norm, layer.mlp_norm, layer.head_norm",
+        "norms = layer.mlp_norm, layer.attention_norm, layer.head_norm",
+        (
+            "tests/kernel/test_megakernel.py::test_calls_one_after_the_other_do_not_see_each_others_numbers",
+        ),
+    ),
+    Bug(
+        "one kernel reads matrices of several forms as if they were of one",
+        MEGAKERNEL,
+        "if group is None or groups:",
+        "if group is None:",
+        ("tests/kernel/test_megakernel.py::test_matrices_of_other_forms_are_computed_without",),
+    ),
+    Bug(
+        "a GPU without bulk copies is said to have the kernel for all layers",
+        "minisgl/config.py",
+        "if hardware.capability < BULK_COPIES:",
+        "if hardware.capability < TENSOR_CORES:",
+        ("tests/test_config.py",),
+    ),
+    Bug(
+        "the kernel for all layers is compiled although it is switched off",
+        "minisgl/build.py",
+        "if wanted.megakernel is False or",
+        "if",
+        ("tests/test_build.py",),
     ),
 ]
 
