@@ -205,12 +205,17 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             const cudaStream_t stream = stream_of(x);
             const int device = x.device().device_id;
             auto with_tiles = [&](auto some) {
-                constexpr int kTokens = decltype(some)::value;
+                multiply_tiles<T, decltype(some)::value, kScaled>(
+                    product, blocks, least, parts.size(0), arrived.size(0), device, stream);
+            };
+            // where there are warpgroups, but not for the fewest: their blocks fill a
+            // multiprocessor, so none begins while the kernel before it still runs
+            auto with_most = [&](auto some) {
                 if (has_warpgroups(device)) {
-                    multiply_wide<T, kTokens, kScaled>(product, blocks, device, stream);
+                    multiply_wide<T, decltype(some)::value, kScaled>(product, blocks, device,
+                                                                     stream);
                 } else {
-                    multiply_tiles<T, kTokens, kScaled>(product, blocks, least, parts.size(0),
-                                                        arrived.size(0), device, stream);
+                    with_tiles(some);
                 }
             };
             using Few = marlin::Few<kScaled>;
@@ -220,9 +225,9 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             } else if (tokens <= 16) {
                 with_tiles(std::integral_constant<int, 16>());
             } else if (tokens <= 32) {
-                with_tiles(std::integral_constant<int, 32>());
+                with_most(std::integral_constant<int, 32>());
             } else {
-                with_tiles(std::integral_constant<int, 64>());
+                with_most(std::integral_constant<int, 64>());
             }
         };
         if (group % 128 == 0) {
@@ -236,7 +241,7 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
 // Floats that `multiply` may need for parts on this GPU, whatever it multiplies.
 int64_t room_for_parts(int64_t device) {
     const int of = static_cast<int>(device);
-    if (has_warpgroups(of)) return 0;
+    if (has_warpgroups(of)) return room_of<16>(of);
     return std::max({room_of<16>(of), room_of<32>(of), room_of<64>(of)});
 }
 

@@ -17,7 +17,7 @@
 // the blocks in runs of equal length; a tile whose chunks fell to several blocks is added up by the
 // one that comes last, in the order of the inputs, so that results repeat.
 //
-// More tokens, where there are products of warpgroups: they read inputs from shared memory and go
+// More than 16 tokens, where there are products of warpgroups: they read inputs from shared memory and go
 // on while the next weights are unpacked, so that neither waits for the other. Weights come to
 // shared memory some chunks ahead. The blocks of a cluster share a tile's chunks; in the end each
 // adds up some of the sums, which it reads where the others have them, in the order of the inputs.
@@ -64,7 +64,7 @@ struct Tile {
     static constexpr int kBytes = kStages * kStage * 16 + 16;
 };
 
-// More tokens, by warpgroups: how a block works on a tile.
+// More than 16 tokens, by warpgroups: how a block works on a tile.
 template <int kTokens, int kWide, int kScaled>
 struct Wide {
     static constexpr int kAcross = kWide;  // strips, and warps

@@ -163,7 +163,7 @@ struct FourBits {
     static constexpr int kOutputs = marlin::kStrip;
     static constexpr int kChunk = marlin::kInputs;
     static constexpr int kParts = kChunk / kScaled;  // of a chunk, with zeros and scales each
-    static constexpr int kStages = 4;
+    static constexpr int kStages = kParts > 1 ? 3 : 4;
     static constexpr int kSlot = marlin::kUnit + kParts * 8;
     static constexpr int kSummed = 32;  // inputs whose sums are asked for
 
