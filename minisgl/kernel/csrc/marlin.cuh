@@ -17,10 +17,11 @@
 // the blocks in runs of equal length; a tile whose chunks fell to several blocks is added up by the
 // one that comes last, in the order of the inputs, so that results repeat.
 //
-// More than 16 tokens, where there are products of warpgroups: they read inputs from shared memory and go
-// on while the next weights are unpacked, so that neither waits for the other. Weights come to
-// shared memory some chunks ahead. The blocks of a cluster share a tile's chunks; in the end each
-// adds up some of the sums, which it reads where the others have them, in the order of the inputs.
+// More than 16 tokens, where there are products of warpgroups: they read inputs from shared memory
+// and go on while the next weights are unpacked, so that neither waits for the other. Weights come
+// to shared memory some chunks ahead. The blocks of a cluster share a tile's chunks; in the end
+// each adds up some of the sums, which it reads where the others have them, in the order of the
+// inputs.
 //
 // What the hardware does is tensor_core.cuh's and warpgroup.cuh's; tests put an emulation in their
 // place.
