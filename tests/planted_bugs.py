@@ -1273,22 +1273,22 @@ BUGS += [
     Bug(
         "the kernel for all layers leaves out the bias behind attention",
         DECODER,
-        "if not self._alone or traits.o_bias or traits.mlp_bias:",
-        "if not self._alone or traits.mlp_bias:",
+        "if self._alone and not traits.o_bias and not traits.mlp_bias:",
+        "if self._alone and not traits.mlp_bias:",
         DECODES,
     ),
     Bug(
         "the kernel for all layers leaves out the biases of an MLP",
         DECODER,
-        "if not self._alone or traits.o_bias or traits.mlp_bias:",
-        "if not self._alone or traits.o_bias:",
+        "if self._alone and not traits.o_bias and not traits.mlp_bias:",
+        "if self._alone and not traits.o_bias:",
         DECODES,
     ),
     Bug(
         "a rank takes the kernel for all layers, and sums its own part alone",
         DECODER,
-        "if not self._alone or traits.o_bias or traits.mlp_bias:",
-        "if traits.o_bias or traits.mlp_bias:",
+        "if self._alone and not traits.o_bias and not traits.mlp_bias:",
+        "if not traits.o_bias and not traits.mlp_bias:",
         DECODES,
     ),
     Bug(

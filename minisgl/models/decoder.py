@@ -6,6 +6,7 @@ mind: an architecture whose layer differs in more than a flag or two gets a laye
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Protocol, final
@@ -22,6 +23,8 @@ from minisgl.layers.rotary import Rotary, Rotation
 from minisgl.layers.source import Source
 from minisgl.models.config import ModelConfig, Traits
 from minisgl.models.fields import Fields
+
+_log = logging.getLogger("minisgl")
 
 
 class Memory(Protocol):
@@ -95,21 +98,24 @@ class Decoder(ABC):
     @cached_property
     def _at_once(self) -> AllLayers | None:
         """All layers for one token, where the kernels have that; made at the first use."""
-        config, traits = self._config, self._config.traits
-        if not self._alone or traits.o_bias or traits.mlp_bias:
-            return None  # ranks add up what rows of theirs give, then the bias
-        windows = traits.windows or (None,) * config.num_layers
-        weights = [layer.weights(w) for layer, w in zip(self.layers, windows, strict=True)]
-        shape = Shape(
-            config.hidden_size,
-            config.intermediate_size,
-            config.num_heads,
-            config.num_kv_heads,
-            config.head_dim,
-            eps=config.norm_eps,
-            head_eps=config.norm_eps,
-        )
-        return self._kernels.megakernel(weights, shape)
+        config, traits, made = self._config, self._config.traits, None
+        # ranks add up what rows of theirs give, then the bias
+        if self._alone and not traits.o_bias and not traits.mlp_bias:
+            windows = traits.windows or (None,) * config.num_layers
+            weights = [layer.weights(w) for layer, w in zip(self.layers, windows, strict=True)]
+            shape = Shape(
+                config.hidden_size,
+                config.intermediate_size,
+                config.num_heads,
+                config.num_kv_heads,
+                config.head_dim,
+                eps=config.norm_eps,
+                head_eps=config.norm_eps,
+            )
+            made = self._kernels.megakernel(weights, shape)
+        if made is None:
+            _log.info("no megakernel for this model's sizes or weights: layer after layer instead")
+        return made
 
     @final
     def logits(self, hidden: Tensor) -> Tensor:

@@ -137,12 +137,26 @@ def test_a_token_goes_layer_after_layer_where_no_such_kernel_is_wanted(
     assert not kernels.calls and not kernels.made
 
 
-def test_a_token_goes_layer_after_layer_where_no_kernel_is_for_its_sizes() -> None:
+def test_a_token_goes_layer_after_layer_where_no_kernel_is_for_its_sizes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     source, kernels = checkpoint("qwen3"), Fake(has=False)
     model, work = loaded(source, kernels), batch(source, [(9, 1)])
-    assert torch.equal(model(*work), loaded(source, PlainKernels())(*work))
-    model(*work)
-    assert len(kernels.made) == 1, "nobody asks twice"
+    with caplog.at_level("INFO", "minisgl"):
+        assert torch.equal(model(*work), loaded(source, Fake(has=False))(*work))
+        caplog.clear()
+        model(*work)
+    assert len(kernels.made) == 1 and not caplog.records, "nobody asks or says it twice"
+
+
+def test_who_wants_a_kernel_for_all_layers_is_told_where_there_is_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source = checkpoint("qwen3")
+    with caplog.at_level("INFO", "minisgl"):
+        loaded(source, Fake(has=False))(*batch(source, [(9, 1)]))
+    (record,) = caplog.records
+    assert "no megakernel" in record.message and "layer after layer" in record.message
 
 
 @pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
