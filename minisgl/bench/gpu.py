@@ -15,7 +15,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median, quantiles
@@ -24,172 +24,17 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from minisgl.bench.work import LARGE, Asked, Work, equal
+from minisgl.bench.gpu_limits import Gpu, forget, measured, offline_limit, step_limit
+from minisgl.bench.gpu_shapes import write
+from minisgl.bench.work import Asked, Work, equal
 from minisgl.build import load
 from minisgl.core import SamplingParams, StepRecord
 from minisgl.engine.engine import Engine
 from minisgl.tiny.evaluate import cache_of
 
 Line = dict[str, Any]
-SHAPES: Final[dict[str, dict[str, Any]]] = {
-    "0.6B": LARGE,
-    "8B": dict(
-        vocab_size=151_936,
-        hidden_size=4096,
-        intermediate_size=12_288,
-        num_hidden_layers=36,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        head_dim=128,
-    ),
-    "14B": dict(
-        vocab_size=151_936,
-        hidden_size=5120,
-        intermediate_size=17_408,
-        num_hidden_layers=40,
-        num_attention_heads=40,
-        num_key_value_heads=8,
-        head_dim=128,
-    ),
-}
-_TIED: Final = {"0.6B"}
 NO_GPU: Final[Line] = {"note": "left out: needs an NVIDIA GPU; torch sees none here"}
-_GROUP: Final = 128  # inputs that share a scale in four bits
 _CONTEXT: Final = 480  # a decode step's prompts; 64 steps later it is 544
-
-
-class Gpu(NamedTuple):
-    """What this GPU does at best, measured."""
-
-    bandwidth: float  # bytes per second that a copy reads and writes
-    products: float  # bf16 multiplications and additions per second
-
-
-def measured() -> Gpu:
-    """A copy of 4 GiB and a bf16 product of 8192 cubed: medians of 10."""
-    made = Gpu(_copy_rate(1 << 32), _product_rate(8192))
-    forget()
-    return made
-
-
-def _copy_rate(size: int) -> float:
-    source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
-    target = torch.empty_like(source)
-    return 2 * size / timed(lambda: target.copy_(source))
-
-
-def _product_rate(size: int) -> float:
-    a, b = (torch.randn(size, size, device="cuda").bfloat16() for _ in range(2))
-    return 2 * size**3 / timed(lambda: a @ b)
-
-
-def timed(
-    call: Callable[[], object], repeats: int = 10, before: Callable[[], object] | None = None
-) -> float:
-    """Seconds on the device: the median, the first two left out. before: called ahead of each."""
-    times = list[float]()
-    for _ in range(repeats + 2):
-        if before is not None:
-            before()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1e-3)
-    return median(times[2:])
-
-
-def write(name: str, folder: Path, four_bits: bool = False) -> Path:
-    """The checkpoint of that shape, bfloat16, always the same, made on the GPU.
-
-    four_bits: the layers' matrices as AWQ's, in groups of 128.
-    """
-    from safetensors.torch import save_file
-
-    shape = SHAPES[name]
-    hidden, dim = shape["hidden_size"], shape["head_dim"]
-    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
-    inner, vocab = shape["intermediate_size"], shape["vocab_size"]
-    folder.mkdir(parents=True)
-    generator = torch.Generator("cuda").manual_seed(0)
-
-    def some(*size: int) -> torch.Tensor:
-        x = torch.empty(size, dtype=torch.bfloat16, device="cuda")
-        return x.normal_(0, 0.02, generator=generator).cpu()
-
-    def matrix(name: str, outputs: int, inputs: int) -> dict[str, torch.Tensor]:
-        if not four_bits:
-            return {f"{name}.weight": some(outputs, inputs)}
-
-        def words(rows: int) -> torch.Tensor:
-            x = torch.empty(rows, outputs // 8, dtype=torch.int32, device="cuda")
-            return x.random_(-(1 << 31), 1 << 31, generator=generator).cpu()
-
-        groups = inputs // _GROUP
-        scales = torch.full((groups, outputs), 0.02 / 6.5, dtype=torch.float16)
-        return {
-            f"{name}.qweight": words(inputs),
-            f"{name}.qzeros": words(groups),
-            f"{name}.scales": scales,
-        }
-
-    where: dict[str, str] = {}
-
-    def save(number: int, tensors: dict[str, torch.Tensor]) -> None:
-        file = f"model-{number:05d}.safetensors"
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        where.update(dict.fromkeys(tensors, file))
-
-    outside = {"model.embed_tokens.weight": some(vocab, hidden)}
-    outside["model.norm.weight"] = torch.ones(hidden).bfloat16()
-    if name not in _TIED:
-        outside["lm_head.weight"] = some(vocab, hidden)
-    save(0, outside)
-    for layer in range(shape["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        each = {
-            "self_attn.q_proj": (q, hidden),
-            "self_attn.k_proj": (kv, hidden),
-            "self_attn.v_proj": (kv, hidden),
-            "self_attn.o_proj": (hidden, q),
-            "mlp.gate_proj": (inner, hidden),
-            "mlp.up_proj": (inner, hidden),
-            "mlp.down_proj": (hidden, inner),
-        }
-        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
-        norms |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
-        tensors = {f"{at}{n}.weight": torch.ones(size).bfloat16() for n, size in norms.items()}
-        for part, size in each.items():
-            tensors |= matrix(at + part, *size)
-        save(layer + 1, tensors)
-    index = {"metadata": {}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    config = shape | {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "max_position_embeddings": 4096,
-        "rope_theta": 1_000_000,
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": name in _TIED,
-        "torch_dtype": "bfloat16",
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "eos_token_id": 0,
-    }
-    if four_bits:
-        says = {"quant_method": "awq", "bits": 4, "group_size": _GROUP, "zero_point": True}
-        config["quantization_config"] = says | {"version": "gemm"}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def matrices(name: str) -> tuple[tuple[int, int], ...]:
-    """(outputs, inputs) of a layer's products, as they are merged."""
-    shape = SHAPES[name]
-    hidden, inner, dim = shape["hidden_size"], shape["intermediate_size"], shape["head_dim"]
-    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
-    return (q + 2 * kv, hidden), (hidden, q), (2 * inner, hidden), (hidden, inner)
 
 
 def offline(seed: int = 0, count: int = 256) -> Work:
@@ -199,37 +44,6 @@ def offline(seed: int = 0, count: int = 256) -> Work:
         [random.randint(0, 10_000) for _ in range(random.randint(100, 1024))] for _ in range(count)
     ]
     return Work(f"{count} requests", tuple(Asked(p, random.randint(100, 1024)) for p in prompts))
-
-
-def step_limit(name: str, rows: int, positions: int, gpu: Gpu) -> float:
-    """Seconds that a decode step takes at least: weights and keys read once, products computed.
-
-    positions: of all rows' contexts together.
-    """
-    shape = SHAPES[name]
-    hidden, dim = shape["hidden_size"], shape["head_dim"]
-    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
-    layer = hidden * (2 * q + 2 * kv + 3 * shape["intermediate_size"])
-    weights = shape["num_hidden_layers"] * layer + shape["vocab_size"] * hidden
-    keys = shape["num_hidden_layers"] * 2 * kv * positions
-    seconds: float = max(2 * (weights + keys) / gpu.bandwidth, 2 * weights * rows / gpu.products)
-    return seconds
-
-
-def offline_limit(name: str, work: Work, gpu: Gpu) -> float:
-    """Seconds that the offline benchmark takes at least: prompts at the rate of products, then one
-    decode step after the other, all requests beginning together."""
-    shape = SHAPES[name]
-    hidden, dim = shape["hidden_size"], shape["head_dim"]
-    q, kv = shape["num_attention_heads"] * dim, shape["num_key_value_heads"] * dim
-    layer = hidden * (2 * q + 2 * kv + 3 * shape["intermediate_size"])
-    prompts = sum(len(asked.prompt) for asked in work.requests)
-    seconds: float = 2 * prompts * shape["num_hidden_layers"] * layer / gpu.products
-    for step in range(1, max(asked.num_tokens for asked in work.requests)):
-        running = [asked for asked in work.requests if asked.num_tokens > step]
-        positions = sum(len(asked.prompt) + step for asked in running)
-        seconds += step_limit(name, len(running), positions, gpu)
-    return seconds
 
 
 def engine_for(folder: Path, **toggles: Any) -> Engine:
@@ -546,9 +360,3 @@ def _said(took: Steps, limit: float) -> Line:
         "limit ms": limit * 1e3,
         "of limit": limit / took.wall,
     }
-
-
-def forget() -> None:
-    """Give freed memory back to the GPU."""
-    gc.collect()
-    torch.cuda.empty_cache()

@@ -12,21 +12,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from minisgl.bench.gpu import (
-    NO_GPU,
-    Gpu,
-    Line,
-    about,
-    engine_for,
-    forget,
-    in_turn,
-    kernels_of,
-    matrices,
-    measured,
-    timed,
-    warm_up,
-    write,
-)
+from minisgl.bench.gpu import NO_GPU, Line, about, engine_for, in_turn, kernels_of, warm_up
+from minisgl.bench.gpu_limits import Gpu, forget, measured, timed
+from minisgl.bench.gpu_shapes import matrices, write
 from minisgl.kernel.int4 import Int4, dequantise
 from minisgl.kernel.marlin import MarlinInt4
 from minisgl.kernel.triton import TritonInt4

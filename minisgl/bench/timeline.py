@@ -157,9 +157,9 @@ def record(path: Path) -> Iterator[str]:
 
 
 def _checkpoint(folder: Path) -> Path:
-    from minisgl.bench import gpu
+    from minisgl.bench import gpu_shapes
 
-    return gpu.write("0.6B", folder)
+    return gpu_shapes.write("0.6B", folder)
 
 
 def _run(checkpoint: str | Path, work: Work, toggles: dict[str, bool]) -> Arm:
