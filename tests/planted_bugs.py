@@ -580,6 +580,13 @@ BUGS += [
         ONE_TOKEN,
     ),
     Bug(
+        "a megakernel takes the newest position from a block that does not have it",
+        MEGA,
+        "if (stop == end && from + i * kPass",
+        "if (from + i * kPass",
+        ONE_TOKEN,
+    ),
+    Bug(
         "a megakernel's four-bit weights have no zeros",
         MEGA,
         "(sum - zero * all)",

@@ -35,6 +35,12 @@ CASES: list[tuple[str, Case, int, bool]] = [
         False,
     ),
     (
+        "a split whose last batch reaches beyond it, to the newest position",
+        replace(SMALL, seen=641),
+        1,
+        False,
+    ),
+    (
         "a query a key, groups of 64, three chunks",
         replace(SMALL, group=64, dtype=FP16, hidden=384, kv_heads=2, seen=17, biased=True),
         3,

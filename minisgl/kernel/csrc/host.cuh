@@ -109,6 +109,16 @@ void allow_shared(void (*kernel)(Params...), int shared) {
     TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
 }
 
+// Whether a multiprocessor holds a block of a kernel; shared: bytes that it asks for.
+template <typename... Params>
+bool fits(void (*kernel)(Params...), int threads, int shared) {
+    int each = 0;
+    allow_shared(kernel, shared);
+    const cudaError_t error =
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
+    return error == cudaSuccess && each > 0;
+}
+
 // Blocks of a kernel that a GPU holds at a time; shared: bytes that each of them asks for.
 template <typename... Params>
 int64_t resident(void (*kernel)(Params...), int threads, int shared, int device) {

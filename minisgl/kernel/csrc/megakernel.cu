@@ -78,7 +78,10 @@ int64_t room(int64_t num_layers, int64_t hidden, int64_t inner, int64_t heads, i
         for (const int64_t side : sides) {
             if (side % 128) return 0;
         }
-        if (Shared::places(step, blocks).end > shared_limits(of).block) return 0;
+        constexpr int kDim = decltype(size)::value;
+        const int shared = Shared::places(step, blocks).end;
+        if (shared > shared_limits(of).block) return 0;
+        if (!fits(decode_kernel<__half, Form, kDim>, mega::kAllThreads, shared)) return 0;
         return Words(hidden, inner, heads, kv_heads, dim).all();
     });
 }
@@ -97,6 +100,8 @@ void decode(TensorView layers, TensorView pools, TensorView x, TensorView out, T
                    pools.size(0) == layers.size(0) && pools.size(1) * 8 == sizeof(mega::Pool) &&
                    words.size(0) == need.all() && counts.size(0) == 2)
         << "a token of " << hidden << " numbers, " << words.size(0) << " words";
+    TVM_FFI_ICHECK(kv_heads > 0 && kv_heads <= blocks && heads % kv_heads == 0 && page_size > 0)
+        << heads << " heads, " << kv_heads << " of keys, on " << blocks << " multiprocessors";
     of_type(x.dtype(), [&](auto number) {
         using T = decltype(number);
         auto step = sized<T>(layers.size(0), hidden, inner, heads, kv_heads, group);

@@ -660,7 +660,7 @@ class Block {
         for (int from = 0; begin + from < stop; from += kBatch) {
 #pragma unroll
             for (int i = 0; i < kPositions; ++i) {
-                if (from + i * kPass + mine == end - 1) {
+                if (stop == end && from + i * kPass + mine == end - 1) {  // who has it there
                     k[i] = newest[piece], v[i] = newest[kLanes + piece];
                 }
             }

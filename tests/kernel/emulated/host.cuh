@@ -77,6 +77,11 @@ template <typename... Params>
 void allow_shared(void (*)(Params...), int) {}
 
 template <typename... Params>
+bool fits(void (*)(Params...), int, int) {
+    return true;
+}
+
+template <typename... Params>
 int64_t resident(void (*)(Params...), int, int, int) {
     return 5;  // few, and no divisor of most work
 }
