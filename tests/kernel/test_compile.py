@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,10 @@ def test_products_of_warpgroups_go_on_while_others_begin(tmp_path: Path) -> None
     wide = [part for part in said.split("Compiling entry function") if "wide_kernel" in part]
     assert wide and all(" 0 bytes spill stores" in part for part in wide)
     assert "serialized" not in said
+    # the fewest tokens take products of warps there, too: no empty kernel
+    few = [part for part in said.split("Compiling entry function") if "multiply_kernel" in part]
+    used = [re.search(r"Used (\d+) registers", part) for part in few if "Li16ELi" in part]
+    assert len(used) == 4 and all(found and int(found[1]) > 40 for found in used)
 
 
 @pytest.mark.skipif(

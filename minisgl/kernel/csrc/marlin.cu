@@ -18,8 +18,10 @@ __global__ void __launch_bounds__(marlin::Few<kScaled>::kThreads, marlin::Few<kS
 template <typename T, int kTokens, int kScaled>
 __global__ void __launch_bounds__(marlin::Tile<kTokens>::kThreads, marlin::Tile<kTokens>::kBlocks)
     multiply_kernel(marlin::Product<T> product) {
-    if constexpr (kByWarps) {
+    if constexpr (kEmulated || marlin::in_tiles(kTokens, kByWarpgroups)) {
         marlin::multiply<T, kTokens, kScaled>(product, dynamic_shared());
+    } else {
+        __trap();
     }
 }
 
@@ -29,6 +31,8 @@ __global__ void __launch_bounds__(marlin::Wide<kTokens, kAcross, kScaled>::kThre
     wide_kernel(marlin::Product<T> product) {
     if constexpr (kByWarpgroups) {
         marlin::multiply_wide<T, kTokens, kAcross, kScaled>(product, dynamic_shared());
+    } else {
+        __trap();
     }
 }
 
@@ -204,18 +208,13 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             product.shared = static_cast<int>(group / kScaled);
             const cudaStream_t stream = stream_of(x);
             const int device = x.device().device_id;
-            auto with_tiles = [&](auto some) {
-                multiply_tiles<T, decltype(some)::value, kScaled>(
-                    product, blocks, least, parts.size(0), arrived.size(0), device, stream);
-            };
-            // where there are warpgroups, but not for the fewest: their blocks fill a
-            // multiprocessor, so none begins while the kernel before it still runs
-            auto with_most = [&](auto some) {
-                if (has_warpgroups(device)) {
-                    multiply_wide<T, decltype(some)::value, kScaled>(product, blocks, device,
-                                                                     stream);
+            auto with = [&](auto some) {
+                constexpr int kTokens = decltype(some)::value;
+                if (marlin::in_tiles(kTokens, has_warpgroups(device))) {
+                    multiply_tiles<T, kTokens, kScaled>(product, blocks, least, parts.size(0),
+                                                        arrived.size(0), device, stream);
                 } else {
-                    with_tiles(some);
+                    multiply_wide<T, kTokens, kScaled>(product, blocks, device, stream);
                 }
             };
             using Few = marlin::Few<kScaled>;
@@ -223,11 +222,11 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
             if (tokens <= Few::kTokens && few <= shared_limits(device).block) {
                 multiply_few<T, kScaled>(product, few, blocks, device, stream);
             } else if (tokens <= 16) {
-                with_tiles(std::integral_constant<int, 16>());
+                with(std::integral_constant<int, 16>());
             } else if (tokens <= 32) {
-                with_most(std::integral_constant<int, 32>());
+                with(std::integral_constant<int, 32>());
             } else {
-                with_most(std::integral_constant<int, 64>());
+                with(std::integral_constant<int, 64>());
             }
         };
         if (group % 128 == 0) {

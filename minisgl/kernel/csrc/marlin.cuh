@@ -65,6 +65,13 @@ struct Tile {
     static constexpr int kBytes = kStages * kStage * 16 + 16;
 };
 
+// The fewest have tiles of warps on every GPU: blocks of warpgroups fill a multiprocessor, so none
+// begins while the kernel before it still runs, which costs more than they gain. Which kernels are
+// in a GPU's code, and which are launched there, follow from this alone.
+__host__ __device__ constexpr bool in_tiles(int tokens, bool warpgroups) {
+    return tokens <= 16 || !warpgroups;
+}
+
 // More than 16 tokens, by warpgroups: how a block works on a tile.
 template <int kTokens, int kWide, int kScaled>
 struct Wide {

@@ -10,7 +10,7 @@ constexpr bool kByWarpgroups = true;
 #else
 constexpr bool kByWarpgroups = false;
 #endif
-constexpr bool kByWarps = !kByWarpgroups;
+constexpr bool kEmulated = false;
 
 // Rows of 8 numbers, 16 bytes each, in shared memory, as the right side of a product: row j of the
 // first 8 inputs at `first` + 16 j, and of the next 8 inputs `next` 16-byte pieces further on.

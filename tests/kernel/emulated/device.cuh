@@ -237,6 +237,9 @@ inline void sync_first(int threads) {
     emulated::wait_at(at);
 }
 inline void doze() {}
+inline void __trap() {
+    emulated::machine.problem = "a kernel that this GPU does not have";
+}
 inline bool any_of_warp(bool mine) {
     emulated::Lane* lanes = emulated::lanes_of_warp();
     lanes[emulated::machine.current % kWarp].number = mine;

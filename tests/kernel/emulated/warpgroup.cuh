@@ -4,7 +4,7 @@
 #pragma once
 #include "tensor_core.cuh"
 
-constexpr bool kByWarpgroups = true, kByWarps = true;
+constexpr bool kByWarpgroups = true, kEmulated = true;  // it has both
 
 inline uint64_t right_side(const uint4* first, int next) {
     const auto at = reinterpret_cast<const unsigned char*>(first) - emulated::shared_memory();
