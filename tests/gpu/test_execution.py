@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,12 +23,6 @@ def load(**toggles: Any) -> Engine:
 
 def prompt(seed: int, length: int = 40) -> list[int]:
     return [20 + (seed * 7919 + i * 104729) % 1000 for i in range(length)]
-
-
-@pytest.fixture
-def strict() -> Iterator[None]:
-    yield
-    torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])

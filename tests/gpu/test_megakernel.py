@@ -258,12 +258,6 @@ def test_two_engines_compute_side_by_side() -> None:
         assert ours.output == whole.output and len(other.output) == 200
 
 
-@pytest.fixture
-def strict() -> Iterator[None]:
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("cuda_graph", [True, False], ids=["graph", "eager"])
 def test_nothing_waits_for_the_device_in_the_steady_state(

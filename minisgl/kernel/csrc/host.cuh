@@ -109,25 +109,22 @@ void allow_shared(void (*kernel)(Params...), int shared) {
     TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
 }
 
-// Whether a multiprocessor holds a block of a kernel; shared: bytes that it asks for.
+// Blocks of a kernel that a multiprocessor holds at a time; shared: bytes that each asks for.
 template <typename... Params>
-bool fits(void (*kernel)(Params...), int threads, int shared) {
-    int each = 0;
+int held(void (*kernel)(Params...), int threads, int shared) {
+    int blocks = 0;
     allow_shared(kernel, shared);
     const cudaError_t error =
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
-    return error == cudaSuccess && each > 0;
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared);
+    TVM_FFI_ICHECK(error == cudaSuccess) << cudaGetErrorString(error);
+    return blocks;
 }
 
-// Blocks of a kernel that a GPU holds at a time; shared: bytes that each of them asks for.
+// The same of a whole GPU, which must hold some.
 template <typename... Params>
 int64_t resident(void (*kernel)(Params...), int threads, int shared, int device) {
-    int each = 0;
-    allow_shared(kernel, shared);
-    const cudaError_t error =
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared);
-    TVM_FFI_ICHECK(error == cudaSuccess && each > 0)
-        << cudaGetErrorString(error) << "; " << each << " blocks fit a multiprocessor";
+    const int each = held(kernel, threads, shared);
+    TVM_FFI_ICHECK(each > 0) << each << " blocks fit a multiprocessor";
     return int64_t{each} * processors(device);
 }
 

@@ -81,7 +81,7 @@ int64_t room(int64_t num_layers, int64_t hidden, int64_t inner, int64_t heads, i
         constexpr int kDim = decltype(size)::value;
         const int shared = Shared::places(step, blocks).end;
         if (shared > shared_limits(of).block) return 0;
-        if (!fits(decode_kernel<__half, Form, kDim>, mega::kAllThreads, shared)) return 0;
+        if (held(decode_kernel<__half, Form, kDim>, mega::kAllThreads, shared) == 0) return 0;
         return Words(hidden, inner, heads, kv_heads, dim).all();
     });
 }

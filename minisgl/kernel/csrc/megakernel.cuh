@@ -736,7 +736,8 @@ class Block {
                            uint4* newest) {
         constexpr int kHalf = kDim / 4;  // words
         const int lane = threadIdx.x % kWarp;
-        const bool is_query = row<each, is_value = row> each;
+        const bool is_query = row < each;
+        const bool is_value = row > each;
         const int number =
             is_query ? head * each + row : s.heads + (is_value ? s.kv_heads : 0) + head;
         const bool used = lane < kHalf;

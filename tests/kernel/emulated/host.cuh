@@ -77,8 +77,8 @@ template <typename... Params>
 void allow_shared(void (*)(Params...), int) {}
 
 template <typename... Params>
-bool fits(void (*)(Params...), int, int) {
-    return true;
+int held(void (*)(Params...), int, int) {
+    return 1;
 }
 
 template <typename... Params>
