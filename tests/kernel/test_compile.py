@@ -85,7 +85,6 @@ def test_the_cuda_kernels_compile_without_a_gpu(
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc; there is none here")
 def test_products_of_warpgroups_go_on_while_others_begin(tmp_path: Path) -> None:
     """Where the compiler is not sure of their registers it makes each wait, and says so."""
