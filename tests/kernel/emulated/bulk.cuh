@@ -1,4 +1,5 @@
-// bulk.cuh in the emulation of a GPU; see device.cuh here.
+// bulk.cuh in the emulation of a GPU; see device.cuh here. Sizes of a tensor map are multiples of
+// eight numbers.
 #pragma once
 #include <map>
 
@@ -6,10 +7,23 @@
 
 using Arrival = uint64_t;
 
+struct TensorMap {
+    const unsigned char* first;
+    int64_t sizes[4], strides[4];  // innermost axis first; strides: bytes
+    int box[4];
+};
+struct Corner {
+    int at[4];
+};
+
+#define __grid_constant__
+
 namespace emulated {
 
 struct Phase {
-    long number = 0, expected = 0, bytes = 0;
+    long number = 0;
+    int arrivals = 1, arrived = 0;
+    long expected = 0, bytes = 0;
     std::vector<std::function<void()>> open;  // copies that have not happened
 };
 inline std::map<Arrival*, Phase> phases;
@@ -18,16 +32,54 @@ inline Phase& phase_of(Arrival* at) {
     if (phases.count(at) == 0) machine.problem = "copies to a place that was not prepared";
     return phases[at];
 }
+inline void arrive_at(Phase& phase) {
+    if (phase.arrived++ == phase.arrivals) {
+        machine.problem = "a phase begins before the last one ended";
+    }
+    ++machine.moves;
+}
+// Whether the phase that is not over ends now.
+inline bool ends(Phase& phase) {
+    if (phase.arrived < phase.arrivals || phase.bytes != phase.expected) return false;
+    for (const auto& copy : phase.open) copy();
+    phase = {phase.number + 1, phase.arrivals};
+    ++machine.moves;
+    return true;
+}
+// What lies in this block's place in another block's memory.
+template <typename T>
+T* in_block(int rank, T* mine) {
+    const auto at = reinterpret_cast<unsigned char*>(mine) - shared_memory();
+    if (at < 0 || at + sizeof(T) > kShared || rank >= static_cast<int>(machine.blocks.size()) ||
+        machine.ended[rank] == blockDim.x) {
+        machine.problem = "something in a block that is not there, or outside of its memory";
+        return mine;
+    }
+    return reinterpret_cast<T*>(&machine.shared[rank * kShared + at]);
+}
+inline void copy_to(Arrival* at, int bytes, std::function<void()> copy) {
+    Phase& phase = phase_of(at);
+    phase.bytes += bytes;
+    if (machine.eager) {
+        copy();
+    } else {
+        phase.open.push_back(std::move(copy));
+    }
+    ++machine.moves;
+}
 
 }  // namespace emulated
 
-inline void prepare(Arrival* at) {
-    emulated::phases[at] = {};
+inline unsigned char* shared_boxes() {
+    return emulated::shared_memory();
+}
+inline void prepare(Arrival* at, int arrivals = 1) {
+    emulated::phases[at] = {0, arrivals};
 }
 inline void expect(Arrival* at, int bytes) {
     emulated::Phase& phase = emulated::phase_of(at);
-    if (phase.expected > 0) emulated::machine.problem = "a phase begins before the last one ended";
-    phase.expected = bytes;
+    phase.expected += bytes;
+    emulated::arrive_at(phase);
 }
 inline void copy_bulk(void* shared, const void* global, int bytes, Arrival* at) {
     using namespace emulated;
@@ -40,27 +92,13 @@ inline void copy_bulk(void* shared, const void* global, int bytes, Arrival* at) 
         machine.problem = "a copy off 16 bytes";
     }
     if (!machine.problem.empty()) return;
-    Phase& phase = phase_of(at);
-    phase.bytes += bytes;
-    auto copy = [=] { std::memcpy(shared, global, bytes); };
-    if (machine.eager) {
-        copy();
-    } else {
-        phase.open.push_back(copy);
-    }
-    ++machine.moves;
+    copy_to(at, bytes, [=] { std::memcpy(shared, global, bytes); });
 }
 inline void wait_for(Arrival* at, int number) {
     using namespace emulated;
     Phase& phase = phase_of(at);
     while (phase.number % 2 == number) {
-        if (phase.expected > 0 && phase.bytes == phase.expected) {
-            for (const auto& copy : phase.open) copy();
-            phase = {phase.number + 1};
-            ++machine.moves;
-        } else {
-            give_way();
-        }
+        if (!ends(phase)) give_way();
     }
 }
 inline bool is_over(Arrival* at, int number) {
@@ -68,6 +106,52 @@ inline bool is_over(Arrival* at, int number) {
     return emulated::phase_of(at).number % 2 != number;
 }
 inline void release(Arrival* at) {
-    ++emulated::phase_of(at).number;
-    ++emulated::machine.moves;
+    emulated::Phase& phase = emulated::phase_of(at);
+    emulated::arrive_at(phase);
+    if (phase.expected == 0) emulated::ends(phase);
 }
+inline void release_in(int rank, Arrival* at) {
+    release(emulated::in_block(rank, at));
+}
+
+// The 16-byte pieces of a box, one after the other; zeros where the tensor has ended.
+inline void copy_box(void* shared, const TensorMap& map, Corner from, Arrival* at,
+                     uint32_t blocks) {
+    using namespace emulated;
+    const auto to = static_cast<unsigned char*>(shared) - shared_memory();
+    int rows = 1;
+    for (int axis = 1; axis < 4; ++axis) rows *= map.box[axis];
+    if (map.box[0] != 64 || to % 1024 || to < 0 ||
+        to + rows * 128 > static_cast<long>(kShared) || blocks == 0) {
+        machine.problem = "a box that has no place in shared memory";
+        return;
+    }
+    for (int rank = 0; blocks >> rank; ++rank) {
+        if (!(blocks >> rank & 1)) continue;
+        unsigned char* const there = in_block(rank, static_cast<unsigned char*>(shared));
+        copy_to(in_block(rank, at), rows * 128, [=] {
+            for (int row = 0; row < rows; ++row) {
+                const int64_t place[3] = {from.at[1] + row % map.box[1],
+                                          from.at[2] + row / map.box[1] % map.box[2],
+                                          from.at[3] + row / map.box[1] / map.box[2]};
+                bool inside = true;
+                const unsigned char* source = map.first + from.at[0] * 2;
+                for (int axis = 1; axis < 4; ++axis) {
+                    inside &= place[axis - 1] < map.sizes[axis];
+                    source += place[axis - 1] * map.strides[axis];
+                }
+                for (int piece = 0; piece < 8; ++piece) {
+                    unsigned char* const piece_to = there + row * 128 + (piece ^ row % 8) * 16;
+                    if (inside && from.at[0] + piece * 8 < map.sizes[0]) {
+                        if (known(source + piece * 16, 16)) {
+                            std::memcpy(piece_to, source + piece * 16, 16);
+                        }
+                    } else {
+                        std::memset(piece_to, 0, 16);
+                    }
+                }
+            }
+        });
+    }
+}
+inline void prefetch_box(const TensorMap&, Corner) {}
