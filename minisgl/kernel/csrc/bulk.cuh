@@ -10,13 +10,8 @@
 // bytes are there, is a phase, the first one is 0.
 using Arrival = uint64_t;
 
-// How a tensor of four axes lies in memory, and which box of it a copy takes; host.cuh makes it.
+// How a matrix lies in memory, and which box of it a copy takes; host.cuh makes it.
 using TensorMap = CUtensorMap;
-
-// Where a box begins, innermost axis first.
-struct Corner {
-    int at[4];
-};
 
 __device__ inline uint32_t address_of(const void* shared) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -91,33 +86,23 @@ __device__ inline void release_in(int rank, Arrival* at) {
         : "memory");
 }
 
-// Copy a box whose innermost axis has 128 bytes, in rows of that size, as products of warpgroups
-// read them (`boxes_side`): 16-byte piece p of row r is at p ^ r % 8 of it. Zeros where the tensor
-// has ended. blocks: of the cluster, a bit each, that get it, each where this one would, and
-// arrivals there count the bytes.
-__device__ inline void copy_box(void* shared, const TensorMap& map, Corner from, Arrival* at,
+// Copy a box of rows of 128 bytes as products of warpgroups read them (`boxes_side`): 16-byte piece
+// p of row r is at p ^ r % 8 of it. Zeros where the matrix has ended. blocks: of the cluster, a bit
+// each, that get it, each where this one would, and arrivals there count the bytes.
+__device__ inline void copy_box(void* shared, const TensorMap& map, int column, int row, Arrival* at,
                                 uint32_t blocks) {
     if ((blocks & (blocks - 1)) == 0) {  // this one alone
         asm volatile(
-            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-            "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(address_of(shared)),
-            "l"(&map), "r"(from.at[0]), "r"(from.at[1]), "r"(from.at[2]), "r"(from.at[3]),
-            "r"(address_of(at))
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+            "[%0], [%1, {%2, %3}], [%4];" ::"r"(address_of(shared)),
+            "l"(&map), "r"(column), "r"(row), "r"(address_of(at))
             : "memory");
     } else {
         asm volatile(
-            "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-            ".multicast::cluster [%0], [%1, {%2, %3, %4, %5}], [%6], %7;" ::"r"(address_of(shared)),
-            "l"(&map), "r"(from.at[0]), "r"(from.at[1]), "r"(from.at[2]), "r"(from.at[3]),
-            "r"(address_of(at)), "h"(static_cast<uint16_t>(blocks))
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+            ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address_of(shared)),
+            "l"(&map), "r"(column), "r"(row), "r"(address_of(at)),
+            "h"(static_cast<uint16_t>(blocks))
             : "memory");
     }
-}
-
-// Have a box fetched to the second cache.
-__device__ inline void prefetch_box(const TensorMap& map, Corner from) {
-    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(
-                     &map),
-                 "r"(from.at[0]), "r"(from.at[1]), "r"(from.at[2]), "r"(from.at[3])
-                 : "memory");
 }

@@ -6,7 +6,6 @@
 #include <tvm/ffi/extra/c_env_api.h>
 #include <tvm/ffi/function.h>
 
-#include <array>
 #include <cstdint>
 
 #include "bulk.cuh"
@@ -151,10 +150,10 @@ int64_t resident_clusters(void (*kernel)(Params...), int cluster, int threads, i
     return clusters;
 }
 
-// A tensor of 16-bit numbers in boxes; see copy_box. All innermost axis first. strides: bytes, of
-// all axes but the first, multiples of 16.
-inline TensorMap in_boxes(const void* first, const std::array<int64_t, 4>& sizes,
-                          const std::array<int64_t, 3>& strides, const std::array<int, 4>& box) {
+// A matrix of 16-bit numbers in boxes; see copy_box. stride: numbers from row to row, a multiple of
+// 8. box_rows, box_columns: of a box.
+inline TensorMap in_boxes(const void* first, int64_t rows, int64_t columns, int64_t stride,
+                          int box_rows, int box_columns) {
     // of the driver, which this is not linked with
     static const auto encode = [] {
         void* found = nullptr;
@@ -164,16 +163,14 @@ inline TensorMap in_boxes(const void* first, const std::array<int64_t, 4>& sizes
         TVM_FFI_ICHECK(error == cudaSuccess && found != nullptr) << "a driver without tensor maps";
         return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
     }();
-    cuuint64_t whole[4], apart[3];
-    cuuint32_t part[4], every[4];
-    for (int i = 0; i < 4; ++i) {
-        whole[i] = static_cast<cuuint64_t>(sizes[i]);
-        part[i] = static_cast<cuuint32_t>(box[i]), every[i] = 1;
-        if (i < 3) apart[i] = static_cast<cuuint64_t>(strides[i]);
-    }
+    const cuuint64_t whole[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t apart[] = {static_cast<cuuint64_t>(stride) * 2};
+    const cuuint32_t part[] = {static_cast<cuuint32_t>(box_columns),
+                               static_cast<cuuint32_t>(box_rows)};
+    const cuuint32_t every[] = {1, 1};
     TensorMap map;
     const CUresult error =
-        encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(first), whole, apart,
+        encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, const_cast<void*>(first), whole, apart,
                part, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     TVM_FFI_ICHECK(error == CUDA_SUCCESS) << "no map of a tensor: error " << error;

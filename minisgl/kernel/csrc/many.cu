@@ -20,21 +20,18 @@ __global__ void __launch_bounds__(many::Tile<kTokens, kOutputs>::kThreads, 2)
 template <typename T, int kTokens, int kOutputs>
 void launch_tiles(many::Product<T> product, const TensorView& x, const TensorView& weight) {
     using Of = many::Tile<kTokens, kOutputs>;
-    const int64_t inputs = weight.size(1), bytes = inputs * 2;
-    const int halves = product.gated ? 2 : 1, units = kOutputs / 8 / halves;
+    const int64_t inputs = weight.size(1);
+    const int units = product.gated ? kOutputs / 2 : kOutputs;  // outputs
     TVM_FFI_ICHECK(product.above == product.high || (product.above == 1 && product.across == 1))
         << "tiles that nothing joins";
-    TVM_FFI_ICHECK(kTokens / product.across % 8 == 0 && kTokens % product.across == 0 &&
-                   units % product.above == 0)
+    TVM_FFI_ICHECK(kTokens % (product.across * 8) == 0 && units % (product.above * 8) == 0)
         << "tiles of " << kTokens << " x " << kOutputs << " are not shared by " << product.across
         << " x " << product.above;
-    product.x = in_boxes(x.data_ptr(), {inputs, x.size(0), 1, 1},
-                         {x.stride(0) * 2, x.size(0) * x.stride(0) * 2, x.size(0) * x.stride(0) * 2},
-                         {many::kInputs, kTokens / product.across, 1, 1});
-    product.weights = in_boxes(weight.data_ptr(), {inputs, 8, halves, product.outputs / 8},
-                               {bytes, product.outputs * bytes, 8 * bytes},
-                               {many::kInputs, 8, halves, units / product.above});
-    const int64_t wide = (product.outputs + units * 8 - 1) / (units * 8);
+    product.x = in_boxes(x.data_ptr(), x.size(0), inputs, x.stride(0), kTokens / product.across,
+                         many::kInputs);
+    product.weights = in_boxes(weight.data_ptr(), weight.size(0), inputs, inputs,
+                               units / product.above, many::kInputs);
+    const int64_t wide = (product.outputs + units - 1) / units;
     const int64_t columns = (wide + product.across - 1) / product.across * product.across;
     const int cluster = product.across * product.above * product.parts;
     allow_shared(many_kernel<T, kTokens, kOutputs>, Of::kBytes);

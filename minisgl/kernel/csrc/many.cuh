@@ -47,9 +47,9 @@ struct Tile {
 template <typename T>
 struct Product {
     TensorMap x;        // (tokens, inputs), in boxes of kTokens / across rows
-    TensorMap weights;  // (outputs / 8, 1, 8, inputs), in boxes of kOutputs / above of them; gated:
-                        // (outputs / 8, 2, 8, inputs), 8 outputs of the gate, then 8 of what it gates
-    const T* bias;      // as the weights lie in memory, or nullptr
+    TensorMap weights;  // (outputs, inputs), in boxes of kOutputs / above rows; gated: (2 outputs,
+                        // inputs), gates first, in boxes of half as many
+    const T* bias;      // as many, or nullptr
     T* out;             // (tokens, outputs)
     int tokens, chunks, outputs;
     int high;  // tiles above one another
@@ -109,7 +109,8 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
             // this block's part of the rows, and who gets it: blocks that differ in `across`, or in
             // `above`, alone
             const int my_across = place / p.above, my_above = place % p.above;
-            const int rows = kTokens / p.across, units = kOutputs / (p.gated ? 16 : 8) / p.above;
+            const int rows = kTokens / p.across, halves = p.gated ? 2 : 1;
+            const int units = kOutputs / halves / p.above;  // rows of weights
             uint32_t same_tokens = 0, same_weights = 0;
             for (int i = 0; i < p.across; ++i) {
                 same_tokens |= 1u << (part * sharers + i * p.above + my_above);
@@ -121,14 +122,16 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
             const int unit = across * (units * p.above) + my_above * units;
             unsigned char* const to_tokens = shared + my_across * rows * kRow;
             unsigned char* const to_weights =
-                shared + kTokens * kRow + my_above * (kOutputs / p.above) * kRow;
+                shared + (kTokens + my_above * units) * kRow;
             auto fetch_weights = [&](int chunk, int stage) {
                 expect(full + stage, Of::kStage);
-                copy_box(to_weights + stage * Of::kStage, p.weights,
-                         {{chunk * kInputs, 0, 0, unit}}, full + stage, same_weights);
+                for (int i = 0; i < halves; ++i) {
+                    copy_box(to_weights + stage * Of::kStage + i * (kOutputs / 2 * kRow), p.weights,
+                             chunk * kInputs, unit + i * p.outputs, full + stage, same_weights);
+                }
             };
             auto fetch_tokens = [&](int chunk, int stage) {
-                copy_box(to_tokens + stage * Of::kStage, p.x, {{chunk * kInputs, token, 0, 0}},
+                copy_box(to_tokens + stage * Of::kStage, p.x, chunk * kInputs, token,
                          full + stage, same_tokens);
             };
             // weights may be fetched while the kernel that makes the inputs still runs
@@ -212,9 +215,9 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
         const float* const line = lines + token * Of::kLine;
         uint2 made;
         if (p.gated) {
-            const float* const at = line + mine / 8 * 16 + mine % 8;
-            const float4 gate = biased(sum_at(at), p.bias, output);
-            const float4 up = biased(sum_at(at + 8), p.bias, p.outputs + output);
+            const float4 gate = biased(sum_at(line + mine), p.bias, output);
+            const float4 up =
+                biased(sum_at(line + kOutputs / 2 + mine), p.bias, p.outputs + output);
             made = {pair<T>(gate_of<T>(gate.x, up.x), gate_of<T>(gate.y, up.y)),
                     pair<T>(gate_of<T>(gate.z, up.z), gate_of<T>(gate.w, up.w))};
         } else {

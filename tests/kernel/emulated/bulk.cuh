@@ -1,5 +1,5 @@
-// bulk.cuh in the emulation of a GPU; see device.cuh here. Sizes of a tensor map are multiples of
-// eight numbers.
+// bulk.cuh in the emulation of a GPU; see device.cuh here. Columns of a tensor map are a
+// multiple of eight.
 #pragma once
 #include <map>
 
@@ -9,11 +9,8 @@ using Arrival = uint64_t;
 
 struct TensorMap {
     const unsigned char* first;
-    int64_t sizes[4], strides[4];  // innermost axis first; strides: bytes
-    int box[4];
-};
-struct Corner {
-    int at[4];
+    int64_t rows, columns, stride;
+    int box_rows, box_columns;
 };
 
 #define __grid_constant__
@@ -114,44 +111,31 @@ inline void release_in(int rank, Arrival* at) {
     release(emulated::in_block(rank, at));
 }
 
-// The 16-byte pieces of a box, one after the other; zeros where the tensor has ended.
-inline void copy_box(void* shared, const TensorMap& map, Corner from, Arrival* at,
+inline void copy_box(void* shared, const TensorMap& map, int column, int row, Arrival* at,
                      uint32_t blocks) {
     using namespace emulated;
     const auto to = static_cast<unsigned char*>(shared) - shared_memory();
-    int rows = 1;
-    for (int axis = 1; axis < 4; ++axis) rows *= map.box[axis];
-    if (map.box[0] != 64 || to % 1024 || to < 0 ||
-        to + rows * 128 > static_cast<long>(kShared) || blocks == 0) {
+    if (map.box_columns != 64 || to % 1024 || to < 0 || blocks == 0 ||
+        to + map.box_rows * 128 > static_cast<long>(kShared)) {
         machine.problem = "a box that has no place in shared memory";
         return;
     }
     for (int rank = 0; blocks >> rank; ++rank) {
         if (!(blocks >> rank & 1)) continue;
         unsigned char* const there = in_block(rank, static_cast<unsigned char*>(shared));
-        copy_to(in_block(rank, at), rows * 128, [=] {
-            for (int row = 0; row < rows; ++row) {
-                const int64_t place[3] = {from.at[1] + row % map.box[1],
-                                          from.at[2] + row / map.box[1] % map.box[2],
-                                          from.at[3] + row / map.box[1] / map.box[2]};
-                bool inside = true;
-                const unsigned char* source = map.first + from.at[0] * 2;
-                for (int axis = 1; axis < 4; ++axis) {
-                    inside &= place[axis - 1] < map.sizes[axis];
-                    source += place[axis - 1] * map.strides[axis];
-                }
-                for (int piece = 0; piece < 8; ++piece) {
-                    unsigned char* const piece_to = there + row * 128 + (piece ^ row % 8) * 16;
-                    if (inside && from.at[0] + piece * 8 < map.sizes[0]) {
-                        if (known(source + piece * 16, 16)) {
-                            std::memcpy(piece_to, source + piece * 16, 16);
-                        }
-                    } else {
-                        std::memset(piece_to, 0, 16);
-                    }
+        copy_to(in_block(rank, at), map.box_rows * 128, [=] {
+            for (int i = 0; i < map.box_rows * 8; ++i) {
+                const int above = i / 8, piece = i % 8;
+                unsigned char* const out = there + above * 128 + (piece ^ above % 8) * 16;
+                const unsigned char* const source =
+                    map.first + (static_cast<int64_t>(row + above) * map.stride + column) * 2 +
+                    piece * 16;
+                if (row + above >= map.rows || column + piece * 8 >= map.columns) {
+                    std::memset(out, 0, 16);
+                } else if (known(source, 16)) {
+                    std::memcpy(out, source, 16);
                 }
             }
         });
     }
 }
-inline void prefetch_box(const TensorMap&, Corner) {}

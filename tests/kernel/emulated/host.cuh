@@ -4,7 +4,6 @@
 #include <tvm/ffi/error.h>
 #include <tvm/ffi/function.h>
 
-#include <array>
 #include <cstdint>
 
 #include "bulk.cuh"
@@ -92,19 +91,12 @@ int64_t resident_clusters(void (*)(Params...), int cluster, int, int) {
     return 13 / cluster;
 }
 
-inline TensorMap in_boxes(const void* first, const std::array<int64_t, 4>& sizes,
-                          const std::array<int64_t, 3>& strides, const std::array<int, 4>& box) {
-    TensorMap map = {static_cast<const unsigned char*>(first)};
-    TVM_FFI_ICHECK(reinterpret_cast<uintptr_t>(first) % 16 == 0) << "a tensor off 16 bytes";
-    map.strides[0] = 2;
-    for (int i = 0; i < 4; ++i) {
-        map.sizes[i] = sizes[i], map.box[i] = box[i];
-        if (i < 3) map.strides[i + 1] = strides[i];
-        TVM_FFI_ICHECK(sizes[i] > 0 && box[i] > 0 && box[i] <= 256 && map.strides[i] % 2 == 0 &&
-                       (i == 0 || map.strides[i] % 16 == 0))
-            << "no map of such a tensor";
-    }
-    return map;
+inline TensorMap in_boxes(const void* first, int64_t rows, int64_t columns, int64_t stride,
+                          int box_rows, int box_columns) {
+    TVM_FFI_ICHECK(reinterpret_cast<uintptr_t>(first) % 16 == 0 && rows > 0 && columns > 0 &&
+                   stride % 8 == 0 && columns % 8 == 0 && box_rows > 0 && box_rows <= 256)
+        << "no map of such a matrix";
+    return {static_cast<const unsigned char*>(first), rows, columns, stride, box_rows, box_columns};
 }
 
 inline std::pair<const char*, size_t> bytes_of(const TensorView& x) {

@@ -130,7 +130,7 @@ void read_boxes(float (&out)[16], uint64_t side, int row) {
 
 template <typename T, int kTiles>
 void multiply_boxes_now(float (&sums)[kTiles][4], uint64_t a, uint64_t b) {
-    const int thread = emulated::machine.current % (4 * kWarp), lane = thread % kWarp;
+    const int thread = threadIdx.x % (4 * kWarp), lane = thread % kWarp;
     float left[2][16], right[16];
     for (int row = 0; row < 2; ++row) {
         read_boxes<T>(left[row], a, thread / kWarp * 16 + row * 8 + lane / 4);
@@ -143,6 +143,7 @@ void multiply_boxes_now(float (&sums)[kTiles][4], uint64_t a, uint64_t b) {
             sums[i / 2][row * 2 + i % 2] = static_cast<float>(sum);
         }
     }
+    emulated::warp_barrier();  // a warp's lanes are done together
 }
 
 template <typename T, int kTiles>
