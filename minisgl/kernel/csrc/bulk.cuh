@@ -77,11 +77,12 @@ __device__ inline void release(Arrival* at) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_of(at)) : "memory");
 }
 
-// The same in another block of the cluster.
+// The same in another block of the cluster. It says nothing of what this thread wrote: release at
+// the cluster's scope would wait for all of that, in every chunk.
 __device__ inline void release_in(int rank, Arrival* at) {
     asm volatile(
         "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];}" ::"r"(address_of(at)),
+        "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(address_of(at)),
         "r"(rank)
         : "memory");
 }
