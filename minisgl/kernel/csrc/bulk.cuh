@@ -90,8 +90,8 @@ __device__ inline void release_in(int rank, Arrival* at) {
 // Copy a box of rows of 128 bytes as products of warpgroups read them (`boxes_side`): 16-byte piece
 // p of row r is at p ^ r % 8 of it. Zeros where the matrix has ended. blocks: of the cluster, a bit
 // each, that get it, each where this one would, and arrivals there count the bytes.
-__device__ inline void copy_box(void* shared, const TensorMap& map, int column, int row, Arrival* at,
-                                uint32_t blocks) {
+__device__ inline void copy_box(void* shared, const TensorMap& map, int column, int row,
+                                Arrival* at, uint32_t blocks) {
     if ((blocks & (blocks - 1)) == 0) {  // this one alone
         asm volatile(
             "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "

@@ -158,8 +158,8 @@ inline TensorMap in_boxes(const void* first, int64_t rows, int64_t columns, int6
     static const auto encode = [] {
         void* found = nullptr;
         cudaDriverEntryPointQueryResult how = {};
-        const cudaError_t error = cudaGetDriverEntryPointByVersion(
-            "cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &how);
+        const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
+                                                                   12000, cudaEnableDefault, &how);
         TVM_FFI_ICHECK(error == cudaSuccess && found != nullptr) << "a driver without tensor maps";
         return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
     }();

@@ -43,14 +43,15 @@ void launch_tiles(many::Product<T> product, const TensorView& x, const TensorVie
 // run(the size of a tile that is `asked`), of those that there are.
 template <int... kSizes, typename F>
 void of_size(int64_t asked, F run) {
-    const bool any = ((asked == kSizes ? (run(std::integral_constant<int, kSizes>()), true) : false) || ...);
+    const bool any =
+        ((asked == kSizes ? (run(std::integral_constant<int, kSizes>()), true) : false) || ...);
     TVM_FFI_ICHECK(any) << "no tiles of " << asked;
 }
 
 // x: (tokens, inputs), rows of 16-byte pieces; weight: (outputs, inputs), contiguous; bias:
 // (outputs,); out: (tokens, outputs), contiguous. gated: the weight has twice as many rows, the
-// first half of them gates. high, wide: of a tile, as the weight's rows count. parts, across, above:
-// see many::Product.
+// first half of them gates. high, wide: of a tile, as the weight's rows count. parts, across,
+// above: see many::Product.
 void multiply(TensorView x, TensorView weight, Optional<TensorView> bias, TensorView out,
               bool gated, int64_t high, int64_t wide, int64_t parts, int64_t across,
               int64_t above) {
@@ -78,9 +79,8 @@ void multiply(TensorView x, TensorView weight, Optional<TensorView> bias, Tensor
         product.parts = static_cast<int>(parts), product.across = static_cast<int>(across);
         product.above = static_cast<int>(above), product.gated = gated;
         if (high == 64) {
-            of_size<32, 48, 64, 96>(wide, [&](auto w) {
-                launch_tiles<T, 64, decltype(w)::value>(product, x, weight);
-            });
+            of_size<32, 48, 64, 96>(
+                wide, [&](auto w) { launch_tiles<T, 64, decltype(w)::value>(product, x, weight); });
         } else {
             TVM_FFI_ICHECK(high == 128) << "no tiles of " << high << " tokens";
             of_size<32, 48, 64, 96, 128>(wide, [&](auto w) {

@@ -12,8 +12,8 @@
 // are few outputs, `parts` blocks of a cluster share a tile's inputs; in the end each adds up some
 // of its sums, which it reads where the others have them, in the order of the inputs.
 //
-// Source: NVIDIA CUTLASS's warp-specialised kernels for the idea of warps that fetch and others that
-// multiply.
+// Source: NVIDIA CUTLASS's warp-specialised kernels for the idea of warps that fetch and others
+// that multiply.
 #pragma once
 #include <algorithm>
 
@@ -81,7 +81,8 @@ template <typename T, int kTokens, int kOutputs>
 __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
     using Of = Tile<kTokens, kOutputs>;
     constexpr int kStages = Of::kStages;
-    const int thread = threadIdx.x, lane = thread % kWarp, warp = thread / kWarp;
+    const int thread = threadIdx.x, lane = thread % kWarp;
+    const int warp = static_cast<int>(uniform(thread / kWarp));
     const int sharers = p.across * p.above, blocks = sharers * p.parts;
     const int rank = blocks > 1 ? cluster_rank() : 0, part = rank / sharers, place = rank % sharers;
     const int tile = blockIdx.x / blocks * sharers + place;
@@ -121,8 +122,7 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
             const int token = above + my_across * rows;
             const int unit = across * (units * p.above) + my_above * units;
             unsigned char* const to_tokens = shared + my_across * rows * kRow;
-            unsigned char* const to_weights =
-                shared + (kTokens + my_above * units) * kRow;
+            unsigned char* const to_weights = shared + (kTokens + my_above * units) * kRow;
             auto fetch_weights = [&](int chunk, int stage) {
                 expect(full + stage, Of::kStage);
                 for (int i = 0; i < halves; ++i) {
@@ -131,8 +131,8 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
                 }
             };
             auto fetch_tokens = [&](int chunk, int stage) {
-                copy_box(to_tokens + stage * Of::kStage, p.x, chunk * kInputs, token,
-                         full + stage, same_tokens);
+                copy_box(to_tokens + stage * Of::kStage, p.x, chunk * kInputs, token, full + stage,
+                         same_tokens);
             };
             // weights may be fetched while the kernel that makes the inputs still runs
             let_next_start();
@@ -152,8 +152,8 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
     } else {
 #pragma unroll
         for (int i = 0; i < kOutputs / 2; ++i) sums[i / 4][i % 4] = 0.0f;
-        const uint64_t tokens = boxes_side(shared + warp / 4 * kGroup * kRow);
-        const uint64_t weights = boxes_side(shared + kTokens * kRow);
+        const uint32_t tokens = boxes_side(shared + warp / 4 * kGroup * kRow);
+        const uint32_t weights = boxes_side(shared + kTokens * kRow);
         int stage = 0, turn = 0, used = 0;
         auto give_back = [&](int chunk) {  // to all blocks that fetch for this one
             if (chunk + kStages < last && lane < sharers) {
@@ -164,7 +164,7 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
 #pragma unroll 1
         for (int chunk = first; chunk < last; ++chunk) {
             wait_for(full + stage, turn);
-            const uint64_t at = static_cast<uint64_t>(stage) * (Of::kStage / 16);
+            const uint32_t at = uniform(stage * (Of::kStage / 16));
             begin_products();
 #pragma unroll
             for (int step = 0; step < kInputs / 16; ++step) {

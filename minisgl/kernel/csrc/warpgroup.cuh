@@ -22,12 +22,13 @@ __device__ inline uint64_t right_side(const uint4* first, int next) {
 
 // Rows of 64 numbers, 128 bytes, as `copy_box` leaves them from `first` on, as one side of a
 // product: their first 16 inputs; the next are kBoxStep further on.
-__device__ inline uint64_t boxes_side(const unsigned char* first) {
-    const auto at = static_cast<uint64_t>(__cvta_generic_to_shared(first));
-    constexpr uint64_t kEight = 64, kSwizzled = 1;  // pieces of 8 rows; in 128 bytes
-    return (at & 0x3ffff) >> 4 | uint64_t{1} << 16 | kEight << 32 | kSwizzled << 62;
+__device__ inline uint32_t boxes_side(const unsigned char* first) {
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(first));
+    return (at & 0x3ffff) >> 4 | 1u << 16;
 }
-constexpr uint64_t kBoxStep = 2;
+constexpr uint32_t kBoxStep = 2;
+// ... and what all have above that: 64 pieces from 8 rows to the next, swizzled in 128 bytes.
+constexpr uint64_t kBoxes = uint64_t{64 | 1u << 30} << 32;
 
 // Write to shared memory what products read there.
 __device__ inline void write_for_products(uint32_t* shared, uint32_t word) {
@@ -70,7 +71,7 @@ __device__ inline void multiply_group(float (&sums)[kTiles][4], const uint32_t (
 
 // The same with both sides in shared memory.
 template <typename T, int kTiles>
-__device__ inline void multiply_boxes(float (&sums)[kTiles][4], uint64_t a, uint64_t b);
+__device__ inline void multiply_boxes(float (&sums)[kTiles][4], uint32_t a, uint32_t b);
 
 #define SUMS(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
 #define SUMS_2 SUMS(0), SUMS(1)
@@ -107,22 +108,24 @@ MULTIPLY_GROUP(__nv_bfloat16, "bf16", 2, "16", "{%8, %9, %10, %11}, %12")
 MULTIPLY_GROUP(__nv_bfloat16, "bf16", 4, "32", "{%16, %17, %18, %19}, %20")
 MULTIPLY_GROUP(__nv_bfloat16, "bf16", 8, "64", "{%32, %33, %34, %35}, %36")
 #undef MULTIPLY_GROUP
-#define MULTIPLY_BOXES(TILES, COLUMNS, A_AND_B)                                                 \
-    template <>                                                                                 \
-    __device__ inline void multiply_boxes<__half, TILES>(float (&sums)[TILES][4], uint64_t a,   \
-                                                         uint64_t b) {                          \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32.f16.f16"              \
-                     " {" PLACES_##TILES "}, " A_AND_B ", 1, 1, 1, 0, 0;"                       \
-                     : SUMS_##TILES                                                             \
-                     : "l"(a), "l"(b));                                                         \
-    }                                                                                           \
-    template <>                                                                                 \
-    __device__ inline void multiply_boxes<__nv_bfloat16, TILES>(float (&sums)[TILES][4],        \
-                                                                uint64_t a, uint64_t b) {       \
-        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32.bf16.bf16"            \
-                     " {" PLACES_##TILES "}, " A_AND_B ", 1, 1, 1, 0, 0;"                       \
-                     : SUMS_##TILES                                                             \
-                     : "l"(a), "l"(b));                                                         \
+#define MULTIPLY_BOXES(TILES, COLUMNS, A_AND_B)                                               \
+    template <>                                                                               \
+    __device__ inline void multiply_boxes<__half, TILES>(float (&sums)[TILES][4], uint32_t a, \
+                                                         uint32_t b) {                        \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS                              \
+                     "k16.f32.f16.f16"                                                        \
+                     " {" PLACES_##TILES "}, " A_AND_B ", 1, 1, 1, 0, 0;"                     \
+                     : SUMS_##TILES                                                           \
+                     : "l"(kBoxes | a), "l"(kBoxes | b));                                     \
+    }                                                                                         \
+    template <>                                                                               \
+    __device__ inline void multiply_boxes<__nv_bfloat16, TILES>(float (&sums)[TILES][4],      \
+                                                                uint32_t a, uint32_t b) {     \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS                              \
+                     "k16.f32.bf16.bf16"                                                      \
+                     " {" PLACES_##TILES "}, " A_AND_B ", 1, 1, 1, 0, 0;"                     \
+                     : SUMS_##TILES                                                           \
+                     : "l"(kBoxes | a), "l"(kBoxes | b));                                     \
     }
 MULTIPLY_BOXES(2, "16", "%8, %9")
 MULTIPLY_BOXES(4, "32", "%16, %17")

@@ -239,6 +239,9 @@ inline void sync_first(int threads) {
     at.members = threads;
     emulated::wait_at(at);
 }
+inline uint32_t uniform(uint32_t x) {
+    return x;
+}
 inline void doze() {}
 inline void __trap() {
     emulated::machine.problem = "a kernel that this GPU does not have";

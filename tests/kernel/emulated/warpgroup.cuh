@@ -11,12 +11,12 @@ inline uint64_t right_side(const uint4* first, int next) {
     return static_cast<uint64_t>(at / 16) | static_cast<uint64_t>(next) << 16;
 }
 
-inline uint64_t boxes_side(const unsigned char* first) {
+inline uint32_t boxes_side(const unsigned char* first) {
     const auto at = first - emulated::shared_memory();
     if (at % 1024) emulated::machine.problem = "a product with boxes off 1024 bytes";
-    return static_cast<uint64_t>(at / 16);
+    return static_cast<uint32_t>(at / 16);
 }
-constexpr uint64_t kBoxStep = 2;
+constexpr uint32_t kBoxStep = 2;
 
 namespace emulated {
 
@@ -113,10 +113,10 @@ void multiply_group(float (&sums)[kTiles][4], const uint32_t (&a)[4], uint64_t b
 
 // 16 numbers of a row of 128 bytes whose pieces are swizzled by where they lie.
 template <typename T>
-void read_boxes(float (&out)[16], uint64_t side, int row) {
+void read_boxes(float (&out)[16], uint32_t side, int row) {
     using namespace emulated;
     for (int k = 0; k < 16; ++k) {
-        unsigned long at = side * 16 + row * 128 + k * 2;
+        unsigned long at = side * 16ul + row * 128 + k * 2;
         at ^= (at >> 7 & 7) << 4;
         if (at + 2 > kShared) {
             machine.problem = "a product with numbers outside of shared memory";
@@ -129,7 +129,7 @@ void read_boxes(float (&out)[16], uint64_t side, int row) {
 }
 
 template <typename T, int kTiles>
-void multiply_boxes_now(float (&sums)[kTiles][4], uint64_t a, uint64_t b) {
+void multiply_boxes_now(float (&sums)[kTiles][4], uint32_t a, uint32_t b) {
     const int thread = threadIdx.x % (4 * kWarp), lane = thread % kWarp;
     float left[2][16], right[16];
     for (int row = 0; row < 2; ++row) {
@@ -147,7 +147,7 @@ void multiply_boxes_now(float (&sums)[kTiles][4], uint64_t a, uint64_t b) {
 }
 
 template <typename T, int kTiles>
-void multiply_boxes(float (&sums)[kTiles][4], uint64_t a, uint64_t b) {
+void multiply_boxes(float (&sums)[kTiles][4], uint32_t a, uint32_t b) {
     emulated::Thread& mine = emulated::me();
     if (!mine.begun) emulated::machine.problem = "a product that was not begun";
     if (emulated::machine.eager) {
