@@ -587,6 +587,13 @@ BUGS += [
         ONE_TOKEN,
     ),
     Bug(
+        "a megakernel's product of 16-bit weights takes sums of other eighths",
+        MEGA,
+        "sum += __shfl_xor_sync(0xffffffffu, sum, 9);",
+        "sum += __shfl_xor_sync(0xffffffffu, sum, 8);",
+        ONE_TOKEN,
+    ),
+    Bug(
         "a megakernel's four-bit weights have no zeros",
         MEGA,
         "(sum - zero * all)",

@@ -95,7 +95,9 @@ struct Fetch {
     int inputs, outputs, group;
 };
 
-// Weights in 16 bits, (outputs, inputs) as they were read.
+// Weights in 16 bits, (outputs, inputs) as they were read. A tensor core's product of two outputs:
+// a row of the left side is an eighth of an output's inputs, a column of the right the eighth of
+// the token's; of all sums those are wanted in which both are the same eighth.
 template <typename T>
 struct Dense {
     static constexpr int kOutputs = 2;  // of a tile
@@ -117,40 +119,40 @@ struct Dense {
         }
     }
 
-    float sums[kOutputs];
+    float sums[4];  // eighth g of output 0 with two of the token's, then of output 1
 
-    __device__ void clear() { sums[0] = sums[1] = 0.0f; }
+    __device__ void clear() {
+#pragma unroll
+        for (int r = 0; r < 4; ++r) sums[r] = 0.0f;
+    }
 
     // x: the chunk's inputs, so many pieces of them.
     __device__ void add(const uint4* slot, const uint4* x, int pieces, const float*) {
+        const int lane = threadIdx.x % kWarp;
 #pragma unroll
         for (int i = 0; i < kRow / kWarp; ++i) {
-            const int at = threadIdx.x % kWarp + i * kWarp;
-            if (at >= pieces) break;
-            const Pack<T> number = reinterpret_cast<const Pack<T>*>(x)[at];
-#pragma unroll
-            for (int output = 0; output < kOutputs; ++output) {
-                const Pack<T> own = reinterpret_cast<const Pack<T>*>(slot)[output * kRow + at];
-#pragma unroll
-                for (int j = 0; j < Pack<T>::kSize; ++j) {
-                    sums[output] += to_float(number.at[j]) * to_float(own.at[j]);
-                }
-            }
+            const int at = lane + i * kWarp;
+            uint4 number = {0, 0, 0, 0}, first = number, second = number;
+            if (at < pieces) number = x[at], first = slot[at], second = slot[kRow + at];
+            const uint32_t low[4] = {first.x, second.x, first.y, second.y};
+            const uint32_t high[4] = {first.z, second.z, first.w, second.w};
+            const uint32_t right[4] = {number.x, number.y, number.z, number.w};
+            multiply_add<T>(sums, low, right);
+            multiply_add<T>(sums, high, right + 2);
         }
     }
 
     // use(output of the tile, sum), each once in a warp.
     template <typename Use>
     __device__ void each(Use use) const {
-        // each half of the warp goes on with one of them
-        const int half = threadIdx.x % kWarp / (kWarp / 2);
-        float sum = half ? sums[1] : sums[0];
-        sum += __shfl_xor_sync(0xffffffffu, half ? sums[0] : sums[1], kWarp / 2);
-#pragma unroll
-        for (int other = kWarp / 4; other > 0; other /= 2) {
-            sum += __shfl_xor_sync(0xffffffffu, sum, other);
-        }
-        if (threadIdx.x % (kWarp / 2) == 0) use(half, sum);
+        // lane g * 4 + g / 2 has eighth g; neighbours go on with one output each
+        const int lane = threadIdx.x % kWarp;
+        const bool odd = lane / 4 % 2;
+        float sum = odd ? sums[3] : sums[0];
+        sum += __shfl_xor_sync(0xffffffffu, odd ? sums[1] : sums[2], 4);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 9);
+        sum += __shfl_xor_sync(0xffffffffu, sum, 18);
+        if (lane == 0 || lane == 4) use(lane / 4, sum);
     }
 };
 
