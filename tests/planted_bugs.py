@@ -575,15 +575,15 @@ BUGS += [
     Bug(
         "a megakernel loses a part of a softmax that another block found",
         MEGA,
-        "for (int i = threadIdx.x + kDim; i < kThreads; i += kDim) {",
-        "for (int i = threadIdx.x + 2 * kDim; i < kThreads; i += kDim) {",
+        "for (int other = 1; other < kMergers; other *= 2) {\n                weight",
+        "for (int other = 2; other < kMergers; other *= 2) {\n                weight",
         ONE_TOKEN,
     ),
     Bug(
-        "a megakernel takes the newest position from a block that does not have it",
+        "a megakernel does not wait for the weights of other warps' positions",
         MEGA,
-        "if (stop == end && from + i * kPass",
-        "if (from + i * kPass",
+        "meet();\n            if (warp < kDim / 8) gather",
+        "if (warp < kDim / 8) gather",
         ONE_TOKEN,
     ),
     Bug(

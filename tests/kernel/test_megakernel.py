@@ -47,6 +47,12 @@ CASES: list[tuple[str, Case, int, bool]] = [
         True,
     ),
     (
+        "more than eight queries a key, positions in two tiles",
+        replace(SMALL, heads=10, kv_heads=1, seen=11),
+        3,
+        False,
+    ),
+    (
         "blocks without tiles, a window",
         replace(SMALL, group=128, layers=3, seen=700, page_size=4, window=150),
         4,
@@ -162,6 +168,7 @@ def test_calls_one_after_the_other_do_not_see_each_others_numbers(
         {"dtype": torch.float32},
         {"heads": 6, "kv_heads": 6},  # more than there are blocks
         {"hidden": 8320},
+        {"heads": 34, "kv_heads": 2},  # more queries a key than a tensor core has rows
     ],
     ids=str,
 )

@@ -69,7 +69,8 @@ struct Words {
 int64_t room(int64_t num_layers, int64_t hidden, int64_t inner, int64_t heads, int64_t kv_heads,
              int64_t dim, int64_t group, int64_t device) {
     const int of = static_cast<int>(device), blocks = processors(of);
-    if (kv_heads > blocks || (dim != 64 && dim != 128)) return 0;
+    if (kv_heads > blocks || heads / kv_heads > mega::kHeads) return 0;
+    if (dim != 64 && dim != 128) return 0;
     return of_form<__half>(group, dim, [&](auto form, auto size) -> int64_t {
         using Form = decltype(form);
         using Shared = mega::Shared<__half, Form, decltype(size)::value>;
@@ -100,7 +101,8 @@ void decode(TensorView layers, TensorView pools, TensorView x, TensorView out, T
                    pools.size(0) == layers.size(0) && pools.size(1) * 8 == sizeof(mega::Pool) &&
                    words.size(0) == need.all() && counts.size(0) == 2)
         << "a token of " << hidden << " numbers, " << words.size(0) << " words";
-    TVM_FFI_ICHECK(kv_heads > 0 && kv_heads <= blocks && heads % kv_heads == 0 && page_size > 0)
+    TVM_FFI_ICHECK(kv_heads > 0 && kv_heads <= blocks && heads % kv_heads == 0 &&
+                   heads / kv_heads <= mega::kHeads && page_size > 0)
         << heads << " heads, " << kv_heads << " of keys, on " << blocks << " multiprocessors";
     of_type(x.dtype(), [&](auto number) {
         using T = decltype(number);

@@ -33,10 +33,14 @@ constexpr int kThreads = kWarps * kWarp;      // that compute; some warps more f
 constexpr int kFetchers = 4;                  // as many as take no registers from the others
 constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches for
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
-constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
-constexpr int kPositions = 2;    // of which a thread has keys in flight
-constexpr int kMostSplits = 16;  // of a head's positions
-constexpr float kLow = -1e30f;   // less than any score
+constexpr int kAtOnce = 2;              // pairs of words that a thread waits for
+constexpr int kHeads = 16;              // of queries that share a key head, at most
+constexpr int kTile = 8;                // positions whose scores a warp computes
+constexpr int kBatch = kWarps * kTile;  // positions that a block attends to at a time
+constexpr int kFewest = 64;             // positions that are worth a block
+constexpr int kMostSplits = 16;         // of a head's positions
+constexpr int kMergers = 8;             // threads that add up a number of the splits
+constexpr float kLow = -1e30f;          // less than any score
 
 // A number handed over, below its stamp.
 using Word = uint64_t;
@@ -238,6 +242,19 @@ struct FourBits {
     static constexpr float kOver = marlin::Magic<T>::kBoth == 0x64006400 ? 1024.0f : 128.0f;
 };
 
+// What attention needs in shared memory, in bytes; rows are apart so that banks take turns.
+template <int kDim>
+struct Attention {
+    static constexpr int kQuery = kDim * 2 + 64;     // of a row of queries
+    static constexpr int kValue = kDim * 2 + 16;     // of a position's values
+    static constexpr int kWeight = kBatch * 2 + 16;  // of a head's weights
+    static constexpr int kWeights = kHeads * kQuery;
+    static constexpr int kPeaks = kWeights + kHeads * kWeight;    // (kHeads, kWarps) floats
+    static constexpr int kNewest = kPeaks + kHeads * kWarps * 4;  // key, value
+    static constexpr int kValues = kNewest + 2 * kDim * 2;
+    static constexpr int kBytes = kValues + kBatch * kValue;
+};
+
 struct alignas(16) Eight {
     float at[8];
 };
@@ -305,11 +322,10 @@ struct Shared {
         auto outputs = [&](int all) {  // of a block at most
             return (all / Form::kOutputs + blocks - 1) / blocks * Form::kOutputs;
         };
-        const int each = s.heads / s.kv_heads, wide = s.heads * kDim;
+        const int wide = s.heads * kDim;
         const int widest = std::max({s.hidden, s.inner, wide});
         const int products = std::max(
             {outputs(wide + 2 * s.kv_heads * kDim), outputs(s.hidden), 2 * outputs(s.inner)});
-        const int attention = (each * kDim + kDim + kWarps * each * (kDim + 2)) * 4;
         Places at;
         at.layers = kBehind;
         at.pools = at.layers + s.num_layers * static_cast<int>(sizeof(Layer));
@@ -318,8 +334,7 @@ struct Shared {
         at.area = at.norm + s.hidden * 2;
         at.inputs = at.area + widest * 2;
         at.sums = at.inputs + (Form::kSummed ? widest / Form::kSummed * 4 : 0);
-        at.end = std::max(
-            {at.sums + products * kWarps * 4, at.area + attention, at.area + 3 * kThreads * 4});
+        at.end = std::max(at.sums + products * kWarps * 4, at.area + Attention<kDim>::kBytes);
         return at;
     }
 
@@ -624,118 +639,136 @@ class Block {
         }
     }
 
-    // Attention of a key head's queries to some of its positions.
+    // Attention of a key head's queries to some of its positions, all heads at once by tensor
+    // cores. A warp computes the scores of a tile of positions and, of all positions, a few numbers
+    // of the result. Weights are rounded to numbers of 16 bits, also where they are summed.
     __device__ void attend(const Layer& weights, const Pool& pool) {
         if (weights.window != window) share_out(static_cast<int>(weights.window));
         meet();  // sums of the product before this are used
         if (begin >= stop) return;
-        const int lane = threadIdx.x % kWarp, piece = lane % kLanes;
-        const int mine = begin + first_position();
+        const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+        const int mine = begin + warp * kTile + g;  // position
+        const float factor = 1.4426950408889634f * rsqrtf(static_cast<float>(kDim));
 
-        float* const q = reinterpret_cast<float*>(at.area());              // (each, kDim)
-        uint4* const newest = at.area() + each * (kDim / 4);               // key, value
-        float* const found = reinterpret_cast<float*>(newest + kDim / 4);  // (warps, each, kDim)
-        float* const peaks = found + kWarps * each * kDim;                 // (warps, each)
-        float* const totals = peaks + kWarps * each;
-
-        const uint4* const keys = static_cast<const uint4*>(pool.keys);
-        const uint4* const values = static_cast<const uint4*>(pool.values);
-        uint4 k[kPositions], v[kPositions];
+        uint4 key[kPieces];
         auto fetch = [&](int from) {
+            const int position = from + mine;
+            const bool known = position < stop && position < end - 1;
+            const int64_t row = from == 0 || !known ? first_row : row_of(position);
 #pragma unroll
-            for (int i = 0; i < kPositions; ++i) {
-                const int position = from + i * kPass + mine;
-                k[i] = v[i] = {0, 0, 0, 0};
-                if (position < stop && position < end - 1) {
-                    const int64_t row = from == 0 ? rows[i] : row_of(position);
-                    k[i] = load_once(keys + row * kLanes + piece);
-                    v[i] = load_once(values + row * kLanes + piece);
+            for (int i = 0; i < kPieces; ++i) {
+                const int piece = t + 4 * i;
+                key[i] = {0, 0, 0, 0};
+                if (known) {
+                    key[i] = load_once(static_cast<const uint4*>(pool.keys) + row * kLanes + piece);
+                    copy_async(value(warp * kTile + g) + piece,
+                               static_cast<const uint4*>(pool.values) + row * kLanes + piece);
+                } else {
+                    value(warp * kTile + g)[piece] = {0, 0, 0, 0};
                 }
             }
+            end_copy_group();
         };
         fetch(0);
         for (int row = warp; row < each + (stop == end ? 2 : 0); row += kWarps) {
-            turned(weights, pool, row, q, newest);
+            turned(weights, pool, row);
         }
         meet();
+        float found[4] = {}, total[4] = {}, peaks[2] = {kLow, kLow};  // of heads g and g + 8
 #pragma unroll 1
         for (int from = 0; begin + from < stop; from += kBatch) {
+            wait_for_copies<0>();
+            if (stop == end && from + mine == end - 1) {  // then this block has it in shared memory
 #pragma unroll
-            for (int i = 0; i < kPositions; ++i) {
-                if (stop == end && from + i * kPass + mine == end - 1) {  // who has it there
-                    k[i] = newest[piece], v[i] = newest[kLanes + piece];
+                for (int i = 0; i < kPieces; ++i) {
+                    key[i] = newest()[t + 4 * i];
+                    value(warp * kTile + g)[t + 4 * i] = newest()[kLanes + t + 4 * i];
                 }
             }
-#pragma unroll 1
-            for (int h = 0; h < each; ++h) {
-                float scores[kPositions], peak = kLow;
-                const Eight query = *reinterpret_cast<Eight*>(q + h * kDim + piece * 8);
+            float scores[2][4] = {};
 #pragma unroll
-                for (int i = 0; i < kPositions; ++i) {
-                    const Pack<T> own_key = reinterpret_cast<const Pack<T>&>(k[i]);
-                    float score = 0.0f;
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) {
-                        score += query.at[j] * to_float(own_key.at[j]);
-                    }
-#pragma unroll
-                    for (int other = 1; other < kLanes; other *= 2) {
-                        score += __shfl_xor_sync(0xffffffffu, score, other);
-                    }
-                    scores[i] = from + i * kPass + mine < stop ? score : 2 * kLow;
-                    peak = fmaxf(peak, scores[i]);
-                }
-#pragma unroll
-                for (int other = kLanes; other < kWarp; other *= 2) {
-                    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, other));
-                }
-                const int of = warp * each + h;
-                const bool first = from == 0;
-                const float before = first ? kLow : peaks[of];
-                peak = fmaxf(peak, before);
-                float weight = 0.0f, sums[8] = {};
-#pragma unroll
-                for (int i = 0; i < kPositions; ++i) {
-                    const Pack<T> value = reinterpret_cast<const Pack<T>&>(v[i]);
-                    const float p = exp2_near(scores[i] - peak);
-                    weight += p;
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) sums[j] += p * to_float(value.at[j]);
-                }
-#pragma unroll
-                for (int other = kLanes; other < kWarp; other *= 2) {
-                    weight += __shfl_xor_sync(0xffffffffu, weight, other);
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) {
-                        sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], other);
-                    }
-                }
-                const float kept = first ? 0.0f : exp2_near(before - peak);
-                const float old = first ? 0.0f : totals[of];
-                __syncwarp();  // all have read what is replaced now
-                if (lane < kLanes) {
-                    Eight* const to = reinterpret_cast<Eight*>(found + of * kDim + piece * 8);
-                    Eight now = *to;
-#pragma unroll
-                    for (int j = 0; j < 8; ++j) {
-                        now.at[j] = (first ? 0.0f : now.at[j] * kept) + sums[j];
-                    }
-                    *to = now;
-                }
-                if (lane == 0) peaks[of] = peak, totals[of] = old * kept + weight;
-                __syncwarp();
+            for (int i = 0; i < kPieces; ++i) {
+                uint4 low = {0, 0, 0, 0}, high = {0, 0, 0, 0};
+                if (g < each) low = query(g)[t + 4 * i];
+                if (g + 8 < each) high = query(g + 8)[t + 4 * i];
+                const uint32_t left[2][4] = {{low.x, high.x, low.y, high.y},
+                                             {low.z, high.z, low.w, high.w}};
+                const uint32_t right[4] = {key[i].x, key[i].y, key[i].z, key[i].w};
+                multiply_add<T>(scores[0], left[0], right);
+                multiply_add<T>(scores[1], left[1], right + 2);
             }
-            if (begin + from + kBatch < stop) fetch(from + kBatch);
+            float number[2][2];
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    const int position = begin + from + warp * kTile + 2 * t + j;
+                    const float score = scores[0][2 * r + j] + scores[1][2 * r + j];
+                    number[r][j] = position < stop ? score * factor : 2 * kLow;
+                }
+                float peak = fmaxf(number[r][0], number[r][1]);
+                peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 1));
+                peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, 2));
+                if (t == 0) peaks_of(g + 8 * r)[warp] = peak;
+            }
+            meet();
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const int h = g + 8 * r;
+                if (h >= each) continue;
+                float peak = peaks[r];
+#pragma unroll
+                for (int i = 0; i < kWarps / 4; ++i) {
+                    const float4 four = reinterpret_cast<const float4*>(peaks_of(h))[i];
+                    peak = fmaxf(peak, fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w)));
+                }
+                reinterpret_cast<uint32_t*>(weight(h))[warp * (kTile / 2) + t] =
+                    pair<T>(exp2_near(number[r][0] - peak), exp2_near(number[r][1] - peak));
+                const float kept = exp2_near(peaks[r] - peak);
+                peaks[r] = peak;
+#pragma unroll
+                for (int j = 0; j < 2; ++j) found[2 * r + j] *= kept, total[2 * r + j] *= kept;
+            }
+            meet();
+            if (warp < kDim / 8) gather(min(kBatch, stop - begin - from), found, total);
+            if (begin + from + kBatch >= stop) break;
+            meet();
+            fetch(from + kBatch);
         }
-        meet();
-        merge(found, peaks, totals);
+        if (warp < kDim / 8) {
+#pragma unroll
+            for (int r = 0; r < 2; ++r) {
+                const int h = g + 8 * r;
+                if (h >= each) continue;
+                attended_by_block(head * each + h, warp * 8 + 2 * t, peaks[r], total[2 * r],
+                                  found[2 * r], found[2 * r + 1]);
+            }
+        }
+        if (splits > 1) merge();
         meet();  // the row of the next product comes to the same memory
+    }
+
+    // Of the batch's first so many positions: weights times 8 of the values' numbers, and weights.
+    __device__ void gather(int positions, float (&found)[4], float (&total)[4]) {
+        const int lane = threadIdx.x % kWarp;
+        const uint32_t one = pair<T>(1.0f, 1.0f), ones[2] = {one, one};
+#pragma unroll 1
+        for (int at = 0; at < positions; at += 32) {
+            uint32_t columns[4];
+            load_matrices<true>(columns, value(at + lane) + warp);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                uint32_t rows[4];
+                load_matrices<false>(rows, weight(lane % 16) + at / 8 + 2 * i + lane / 16);
+                multiply_add<T>(found, rows, columns + 2 * i);
+                multiply_add<T>(total, rows, ones);
+            }
+        }
     }
 
     // A query head of a key head (row: which one), or after those its key and its value: as they
     // come from the product, normalised and turned. Keys and values are stored, too.
-    __device__ void turned(const Layer& weights, const Pool& pool, int row, float* q,
-                           uint4* newest) {
+    __device__ void turned(const Layer& weights, const Pool& pool, int row) {
         constexpr int kHalf = kDim / 4;  // words
         const int lane = threadIdx.x % kWarp;
         const bool is_query = row < each;
@@ -784,16 +817,12 @@ class Block {
         if (!used) return;
         const uint32_t a = pair<T>(low[0], low[1]), b = pair<T>(high[0], high[1]);
         if (is_query) {
-            const float factor = 1.4426950408889634f * rsqrtf(static_cast<float>(kDim));
-            numbers_of<T>(a, low);
-            numbers_of<T>(b, high);
-            float* const to = q + row * kDim + lane * 2;
-            to[0] = low[0] * factor, to[1] = low[1] * factor;
-            to[kDim / 2] = high[0] * factor, to[kDim / 2 + 1] = high[1] * factor;
+            uint32_t* const to = reinterpret_cast<uint32_t*>(query(row)) + lane;
+            to[0] = a, to[kHalf] = b;
             return;
         }
         uint32_t* const kept =
-            reinterpret_cast<uint32_t*>(newest) + (is_value ? kDim / 2 : 0) + lane;
+            reinterpret_cast<uint32_t*>(newest()) + (is_value ? kDim / 2 : 0) + lane;
         kept[0] = a, kept[kHalf] = b;
         const int64_t where = int64_t{newest_row} * (kDim / 2);
         uint32_t* const to =
@@ -801,110 +830,105 @@ class Block {
         to[0] = a, to[kHalf] = b;
     }
 
-    // What the warps found becomes what the block found, and what the splits of a head found the
-    // head's result. Splits share the heads out.
-    __device__ void merge(const float* found, const float* peaks, const float* weights) {
-#pragma unroll 1
-        for (int i = threadIdx.x; i < each * kDim; i += kThreads) {
-            const int h = i / kDim, at_dim = i % kDim;
-            float peak = kLow, weight = 0.0f, sum = 0.0f;
-#pragma unroll 4
-            for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, peaks[w * each + h]);
-#pragma unroll 4
-            for (int w = 0; w < kWarps; ++w) {
-                const float factor = exp2_near(peaks[w * each + h] - peak);
-                weight += weights[w * each + h] * factor;
-                sum += found[(w * each + h) * kDim + at_dim] * factor;
-            }
-            if (splits == 1) {
-                attended(head * each + h, at_dim, sum / weight);
-                continue;
-            }
-            Word* const to = part(head * each + h, split);
-            hand_over(to + 2 + at_dim, __float_as_uint(sum), stamp);
-            if (at_dim == 0) {
-                hand_over(to, __float_as_uint(peak), stamp);
-                hand_over(to + 1, __float_as_uint(weight), stamp);
-            }
+    // What this block found becomes the head's result, or a part of it.
+    __device__ void attended_by_block(int head, int at_dim, float peak, float weight, float a,
+                                      float b) const {
+        if (splits == 1) {
+            hand_over(s.attended + (head * kDim + at_dim) / 2, pair<T>(a / weight, b / weight),
+                      stamp);
+            return;
         }
-        if (splits == 1) return;
-        constexpr int kTurns = kThreads / kDim;  // groups of threads share the splits out
-        const int turn = threadIdx.x / kDim, at_dim = threadIdx.x % kDim;
-        float* const gathered = reinterpret_cast<float*>(at.area());
-#pragma unroll 1
-        for (int h = split; h < each; h += splits) {
-            float peak = kLow, weight = 0.0f, sum = 0.0f;
-#pragma unroll 1
-            for (int first = turn; first < splits; first += kAtOnce * kTurns) {
-                Word about[kAtOnce][2], number[kAtOnce];
-#pragma unroll
-                for (int i = 0; i < kAtOnce; ++i) {
-                    if (first + i * kTurns >= splits) break;
-                    const Word* const from = part(head * each + h, first + i * kTurns);
-                    look_at_two(from, about[i]);
-                    number[i] = look_at(from + 2 + at_dim);
-                }
-#pragma unroll
-                for (int i = 0; i < kAtOnce; ++i) {
-                    if (first + i * kTurns >= splits) break;
-                    const Word* const from = part(head * each + h, first + i * kTurns);
-                    take(from, stamp, about[i]);
-                    while (number[i] >> 32 != stamp) number[i] = look_at(from + 2 + at_dim);
-                    add(peak, weight, sum, float_of(about[i][0]), float_of(about[i][1]),
-                        float_of(number[i]));
-                }
-            }
-            meet();  // what was in the area is used
-            gathered[threadIdx.x] = peak;
-            gathered[kThreads + threadIdx.x] = weight;
-            gathered[2 * kThreads + threadIdx.x] = sum;
-            meet();
-            if (turn > 0) continue;
-            for (int i = threadIdx.x + kDim; i < kThreads; i += kDim) {
-                add(peak, weight, sum, gathered[i], gathered[kThreads + i],
-                    gathered[2 * kThreads + i]);
-            }
-            attended(head * each + h, at_dim, sum / weight);
+        Word* const to = part(head, split);
+        if (at_dim == 0) {
+            hand_over(to, __float_as_uint(peak), stamp);
+            hand_over(to + 1, __float_as_uint(weight), stamp);
         }
+        hand_over(to + 2 + at_dim, __float_as_uint(a), stamp);
+        hand_over(to + 3 + at_dim, __float_as_uint(b), stamp);
     }
 
-    // Two parts of a softmax's sum become one.
-    __device__ static void add(float& peak, float& weight, float& sum, float peak_b, float weight_b,
-                               float sum_b) {
-        const float high = fmaxf(peak, peak_b), a = exp2_near(peak - high),
-                    b = exp2_near(peak_b - high);
-        peak = high, weight = weight * a + weight_b * b, sum = sum * a + sum_b * b;
+    // What the splits of a head found becomes its result. Splits share the heads out; threads that
+    // lie together, the splits of a head.
+    __device__ void merge() {
+        constexpr int kEach = kDim / 2 * kMergers;  // threads that merge a head
+        static_assert(kThreads % kEach == 0 && kMostSplits <= 2 * kMergers);
+        const int turn = threadIdx.x % kMergers, at_dim = threadIdx.x % kEach / kMergers * 2;
+#pragma unroll 1
+        for (int h = split + static_cast<int>(threadIdx.x) / kEach * splits; h < each;
+             h += kThreads / kEach * splits) {
+            Word about[2][2], number[2][2];
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const Word* const from = part(head * each + h, turn + i * kMergers);
+                if (turn + i * kMergers < splits) {
+                    look_at_two(from, about[i]);
+                    look_at_two(from + 2 + at_dim, number[i]);
+                }
+            }
+            float peak = kLow, weight = 0.0f, a = 0.0f, b = 0.0f;
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const Word* const from = part(head * each + h, turn + i * kMergers);
+                if (turn + i * kMergers >= splits) break;
+                take(from, stamp, about[i]);
+                take(from + 2 + at_dim, stamp, number[i]);
+                const float other = float_of(about[i][0]), high = fmaxf(peak, other);
+                const float kept = exp2_near(peak - high), factor = exp2_near(other - high);
+                weight = weight * kept + float_of(about[i][1]) * factor;
+                a = a * kept + float_of(number[i][0]) * factor;
+                b = b * kept + float_of(number[i][1]) * factor;
+                peak = high;
+            }
+            float high = peak;
+#pragma unroll
+            for (int other = 1; other < kMergers; other *= 2) {
+                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, other));
+            }
+            const float factor = exp2_near(peak - high);
+            weight *= factor, a *= factor, b *= factor;
+#pragma unroll
+            for (int other = 1; other < kMergers; other *= 2) {
+                weight += __shfl_xor_sync(0xffffffffu, weight, other);
+                a += __shfl_xor_sync(0xffffffffu, a, other);
+                b += __shfl_xor_sync(0xffffffffu, b, other);
+            }
+            if (turn == 0) {
+                hand_over(s.attended + ((head * each + h) * kDim + at_dim) / 2,
+                          pair<T>(a / weight, b / weight), stamp);
+            }
+        }
     }
 
     __device__ Word* part(int head, int split) const {
         return s.parts + (static_cast<int64_t>(head) * kMostSplits + split) * (kDim + 2);
     }
-    __device__ void attended(int head, int at_dim, float number) const {
-        const float other = __shfl_xor_sync(0xffffffffu, number, 1);
-        if (at_dim % 2 == 0) {
-            hand_over(s.attended + (head * kDim + at_dim) / 2, pair<T>(number, other), stamp);
-        }
+    // Rows in shared memory, and the key and the value of the newest position.
+    __device__ uint4* query(int of) const { return room(of * Attention<kDim>::kQuery); }
+    __device__ uint4* weight(int of) const {
+        return room(Attention<kDim>::kWeights + of * Attention<kDim>::kWeight);
     }
+    __device__ float* peaks_of(int of) const {
+        return reinterpret_cast<float*>(room(Attention<kDim>::kPeaks)) + of * kWarps;
+    }
+    __device__ uint4* newest() const { return room(Attention<kDim>::kNewest); }
+    __device__ uint4* value(int position) const {
+        return room(Attention<kDim>::kValues + position * Attention<kDim>::kValue);
+    }
+    __device__ uint4* room(int bytes) const { return at.area() + bytes / 16; }
 
     // Which positions this block attends to: a key head's are split where they are many.
     __device__ void share_out(int newest_seen) {
         window = newest_seen;
         const int start = window > 0 && end > window ? end - window : 0, seen = end - start;
         const int blocks = static_cast<int>(gridDim.x) / s.kv_heads;
-        const int wanted = min(min(ceiling(seen, kBatch), blocks), kMostSplits);
+        const int wanted = min(min(ceiling(seen, kFewest), blocks), kMostSplits);
         const int length = ceiling(seen, wanted);
         splits = ceiling(seen, length);
         begin = start + split * length;
         stop = split < splits ? min(end, begin + length) : begin;
-#pragma unroll
-        for (int i = 0; i < kPositions; ++i) {
-            const int position = begin + i * kPass + first_position();
-            if (position < stop) rows[i] = row_of(position);
-        }
+        const int position = begin + warp * kTile + static_cast<int>(threadIdx.x) % kWarp / 4;
+        if (position < stop) first_row = row_of(position);
         newest_row = row_of(end - 1);
-    }
-    __device__ int first_position() const {
-        return warp * (kWarp / kLanes) + threadIdx.x % kWarp / kLanes;
     }
     // Where a position's keys and values are, in heads of the pool.
     __device__ int row_of(int position) const {
@@ -913,9 +937,8 @@ class Block {
     }
     __device__ static int ceiling(int a, int b) { return (a + b - 1) / b; }
 
-    static constexpr int kLanes = kDim / 8;          // that share a position
-    static constexpr int kPass = kThreads / kLanes;  // positions that the block looks at
-    static constexpr int kBatch = kPass * kPositions;
+    static constexpr int kLanes = kDim / 8;     // 16-byte pieces of a head
+    static constexpr int kPieces = kLanes / 4;  // of those, a thread's
 
     const Step<T>& s;
     const Shared<T, Form, kDim> at;
@@ -923,7 +946,7 @@ class Block {
     uint32_t stamp = 0, cosine = 0, sine = 0;
     // attention: a key head, how many query heads it has, and the positions that are this block's
     int head, each, split, splits = 1, window = -1, begin = 0, stop = 0;
-    int rows[kPositions] = {}, newest_row = 0;
+    int first_row = 0, newest_row = 0;
 };
 
 }  // namespace mega

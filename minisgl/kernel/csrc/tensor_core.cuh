@@ -20,6 +20,25 @@ __device__ inline void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
+// Four 8 x 8 matrices of 16-bit numbers, as registers of `multiply_add`. Lane i says where row i %
+// 8 of matrix i / 8 is, 16 bytes of shared memory; it gets numbers 2t and 2t + 1 of row g of each,
+// or, transposed, of column g. Source: PTX ISA, "ldmatrix".
+template <bool kTransposed>
+__device__ inline void load_matrices(uint32_t (&out)[4], const void* row) {
+    const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    if constexpr (kTransposed) {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                     : "r"(from)
+                     : "memory");
+    } else {
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                     : "r"(from)
+                     : "memory");
+    }
+}
+
 // sums (16 x 8) += a (16 x 16) b (16 x 8). Lane i, g = i / 4, t = i % 4, holds two numbers a
 // register: a: rows g, g + 8, g, g + 8 at columns 2t, 2t, 2t + 8, 2t + 8 and the next; b: rows 2t,
 // 2t + 8 and the next at column g; sums: row g at columns 2t, 2t + 1, then row g + 8.

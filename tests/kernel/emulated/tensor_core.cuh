@@ -32,6 +32,30 @@ void wait_for_copies() {
     }
 }
 
+template <bool kTransposed>
+void load_matrices(uint32_t (&out)[4], const void* row) {
+    using namespace emulated;
+    Lane* lanes = lanes_of_warp();
+    const int lane = machine.current % kWarp;
+    const auto from = static_cast<const unsigned char*>(row) - shared_memory();
+    if (from < 0 || from + 16 > static_cast<long>(kShared) || from % 16) {
+        machine.problem = "a matrix's row outside of shared memory, or off 16 bytes";
+        return;
+    }
+    lanes[lane].right = reinterpret_cast<uintptr_t>(row);
+    warp_barrier();
+    for (int m = 0; m < 4; ++m) {
+        uint16_t both[2];
+        for (int j = 0; j < 2; ++j) {
+            const int along = lane % 4 * 2 + j, across = lane / 4;
+            const uint64_t at = lanes[m * 8 + (kTransposed ? along : across)].right;
+            both[j] = reinterpret_cast<const uint16_t*>(at)[kTransposed ? across : along];
+        }
+        std::memcpy(&out[m], both, 4);
+    }
+    warp_barrier();
+}
+
 template <typename T>
 float number_in(uint32_t both, int place) {
     return to_float(T{static_cast<uint16_t>(both >> 16 * place)});
