@@ -53,6 +53,7 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
         machine = machine._replace(native=_has_native_kernels(wanted))
     elif wanted.runner == "torch":
         machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
+        machine = machine._replace(decode_kernels=_has_decode_kernels(wanted, machine))
         machine = machine._replace(megakernels=_has_megakernels(wanted, machine))
         if described.packing is not None:
             machine = machine._replace(marlin_kernels=_has_marlin_kernels(wanted, machine))
@@ -114,6 +115,14 @@ def _has_cuda_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
     if wanted.kernels not in ("auto", "cuda"):
         return False
     return _compiles("cuda.cu", machine, "torch computes instead", "kernels='torch'")
+
+
+def _has_decode_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
+    """Likewise those for attention in decode steps."""
+    asked = wanted.attention == "auto" or wanted.attention.endswith(",cuda")
+    if not asked or wanted.dtype == "float32" or machine.capability < TENSOR_CORES:
+        return False
+    return _compiles("decode.cu", machine, "Triton's compute instead", "attention='triton'")
 
 
 def _has_marlin_kernels(wanted: EngineConfig, machine: Hardware) -> bool:

@@ -12,14 +12,25 @@ from minisgl.display import Html, card, counted, table
 Auto = Literal["auto"]
 AUTO: Final = "auto"
 
-_GPU_ORDER: Final = ("fa3,triton", "flashinfer,triton", "triton", "flashinfer")
+_GPU_ORDER: Final = (
+    "fa3,cuda",
+    "fa3,triton",
+    "flashinfer,cuda",
+    "flashinfer,triton",
+    "triton,cuda",
+    "triton",
+    "flashinfer",
+)
 _ON_GPUS: Final = (
     "flashinfer",
     "fa3",
     "triton",
     "fa3,flashinfer",
+    "fa3,cuda",
     "fa3,triton",
+    "flashinfer,cuda",
     "flashinfer,triton",
+    "triton,cuda",
 )
 _GPU_RESERVE = 4 << 30  # bytes left to activations, logits, graphs and libraries, or a tenth
 _GRAPH_ROWS = 256
@@ -74,7 +85,7 @@ class EngineConfig:
         AUTO,
         "attention backend: native is C++, grouped is torch, torch is the slow oracle; on a GPU "
         "fa3 (FlashAttention 3), flashinfer, triton (our own), or one for prompts and another for "
-        "decode steps, as in fa3,triton",
+        "decode steps, as in fa3,triton or fa3,cuda (our own in CUDA)",
         (AUTO, "torch", "grouped", "native", *_ON_GPUS),
     )
     kernels: str = _option(
@@ -227,6 +238,7 @@ class Hardware(NamedTuple):
     gpu_memory: int = 0  # bytes free on the first GPU
     native: bool = False  # the C++ kernels are compiled, or can be
     cuda_kernels: bool = False  # likewise the CUDA kernels
+    decode_kernels: bool = False  # likewise those for attention in decode steps
     marlin_kernels: bool = False  # likewise those for weights of four bits
     megakernels: bool = False  # likewise those that compute all layers of a token
     capability: tuple[int, int] = (0, 0)  # the first GPU's compute capability
@@ -454,6 +466,19 @@ def _cannot(name: str, dtype: str, hardware: Hardware, model: ModelFacts) -> str
         return None
     for part in name.split(","):
         package = {"fa3": "sgl_kernel"}.get(part, part)
+        if part == "cuda":
+            if not hardware.decode_kernels:
+                return (
+                    f"cuda needs nvcc, the package apache-tvm-ffi and compute capability "
+                    f"{TENSOR_CORES}, this GPU has {hardware.capability}"
+                )
+            if dtype not in ("float16", "bfloat16"):
+                return f"cuda computes in float16 and bfloat16, not in {dtype}"
+            if model.head_dim not in (32, 64, 128):
+                return f"cuda has heads of 32, 64 and 128, the model's have {model.head_dim}"
+            if (group := model.num_heads // model.num_kv_heads) > 8:
+                return f"cuda has up to 8 query heads a key head, the model has {group}"
+            continue
         if package not in hardware.packages:
             return f"the package {package} is not installed"
         if part == "triton":

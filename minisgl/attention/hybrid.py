@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from minisgl.attention.base import Attention, Capturable, Meta, Pool, Replan, TurnAndAttend
+from minisgl.attention.cuda import CudaAttention
 from minisgl.attention.flash_attention import FlashAttention
 from minisgl.attention.flashinfer import FlashInferAttention
 from minisgl.attention.triton import TritonAttention
@@ -47,6 +48,21 @@ class HybridAttention:
 def fa3_flashinfer(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
     """FlashAttention 3, then FlashInfer: what the reference system takes on Hopper GPUs."""
     return HybridAttention(FlashAttention(pool, windows), FlashInferAttention(pool, windows))
+
+
+def fa3_cuda(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """FlashAttention 3, then our own in CUDA."""
+    return HybridAttention(FlashAttention(pool, windows), CudaAttention(pool, windows))
+
+
+def flashinfer_cuda(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """FlashInfer, then our own in CUDA."""
+    return HybridAttention(FlashInferAttention(pool, windows), CudaAttention(pool, windows))
+
+
+def triton_cuda(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """Our own in Triton, then in CUDA."""
+    return HybridAttention(TritonAttention(pool, windows), CudaAttention(pool, windows))
 
 
 def fa3_triton(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:

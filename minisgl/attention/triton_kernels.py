@@ -103,47 +103,10 @@ def _tiles_of(end, WINDOW: tl.constexpr, BLOCK_K: tl.constexpr):
     return tl.cdiv(end, BLOCK_K) - first, first
 
 
-@triton.jit
-def _turned(
-    heads,
-    weight,
-    cos,
-    sin,
-    column,
-    used,
-    eps,
-    DIM: tl.constexpr,
-    NORM: tl.constexpr,
-):
-    """Heads turned by their position's angles, RMS-normalised first if NORM.
-
-    heads, weight: where each begins, (heads, 1); cos, sin: where a position's angles begin; used:
-    (heads, numbers), what is there. Rounded wherever a tensor between two steps would be.
-    """
-    first = column < DIM // 2
-    angle = tl.where(first, column, column - DIM // 2)[None, :]
-    other = tl.where(first, column + DIM // 2, column - DIM // 2)
-    a = tl.load(heads + column[None, :], used, 0.0)
-    b = tl.load(heads + other[None, :], used, 0.0)
-    dtype: tl.constexpr = a.dtype
-    c = tl.load(cos + angle, used, 0.0).to(tl.float32)
-    s = tl.load(sin + angle, used, 0.0).to(tl.float32)
-    a, b = a.to(tl.float32), b.to(tl.float32)
-    if NORM:
-        scale = tl.rsqrt(tl.sum(a * a, 1) / DIM + eps)[:, None]
-        a = a * scale * tl.load(weight + column[None, :], used, 0.0).to(tl.float32)
-        b = b * scale * tl.load(weight + other[None, :], used, 0.0).to(tl.float32)
-        a, b = a.to(dtype).to(tl.float32), b.to(dtype).to(tl.float32)
-    return (a * c + b * tl.where(first[None, :], -s, s)).to(dtype)
-
-
 @triton.jit(do_not_specialize=["rows"])
 def attend_newest(
     q,
     out,
-    weight,
-    cos,
-    sin,
     parts,
     sums,
     arrived,
@@ -153,12 +116,9 @@ def attend_newest(
     ends,
     rows,
     scale,
-    eps,
     q_stride,
     page_stride,
     kv_stride,
-    TURN: tl.constexpr,
-    NORM: tl.constexpr,
     WINDOW: tl.constexpr,
     PAGE: tl.constexpr,
     GROUP: tl.constexpr,
@@ -176,10 +136,6 @@ def attend_newest(
     each: the row that a share begins within in place 2 * share, the one that it ends within in the
     next. Whoever is the last to leave one merges them. arrived: zeros, which it leaves as such.
     ends must be there when the model begins, for they are read before what is ahead has ended.
-
-    TURN: q is followed by the key and value heads of each row, as they come from their product. The
-    share that has a row's last tile turns the newest key, looks at it first, and stores it with its
-    value; every share turns the queries that it looks at. weight, if NORM: of query and key heads.
     """
     head, kv_heads = tl.program_id(0), tl.num_programs(0)
     index = tl.arange(0, ROWS)
@@ -197,37 +153,16 @@ def attend_newest(
     column = tl.arange(0, WIDE)
     inside = column < DIM
     used = (line < GROUP)[:, None] & inside[None, :]
-    heads = kv_heads * GROUP
     while at < stop:
         end = tl.load(ends + row)
         count, lowest = _tiles_of(end, WINDOW, BLOCK_K)
         taken = tl.minimum(count - tile, stop - at)
         begin = (lowest + tile) * BLOCK_K
         finish = tl.minimum(begin + taken * BLOCK_K, end)
+        x = tl.load(q + row * q_stride + own[:, None] * DIM + column[None, :], used, 0.0)
         best = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         result = tl.zeros([BLOCK_M, WIDE], tl.float32)
-        from_ = q + row * q_stride
-        query = own[:, None] * DIM
-        if TURN:
-            turn = row * (DIM // 2)
-            angles = cos + turn, sin + turn
-            x = _turned(from_ + query, weight + query, *angles, column, used, eps, DIM, NORM)
-            if tile + taken == count:
-                finish = tl.minimum(finish, end - 1)
-                key = (heads + head) * DIM + tl.zeros([1, 1], tl.int32)
-                one = inside[None, :]
-                k = _turned(from_ + key, weight + key, *angles, column, one, eps, DIM, NORM)
-                v = tl.load(from_ + key + kv_heads * DIM + column[None, :], one, 0.0)
-                page = tl.load(pages + row * page_stride + (end - 1) // PAGE)
-                newest = (page.to(tl.int64) * PAGE + (end - 1) % PAGE) * kv_stride + head * DIM
-                tl.store(keys + newest + column[None, :], k, one)
-                tl.store(values + newest + column[None, :], v, one)
-                best = tl.sum(x.to(tl.float32) * k.to(tl.float32), 1) * scale
-                total += 1.0
-                result += v.to(tl.float32)
-        else:
-            x = tl.load(from_ + query + column[None, :], used, 0.0)
         for start in range(begin, finish, BLOCK_K):
             place = start + tl.arange(0, BLOCK_K)
             there = place < finish
@@ -252,6 +187,7 @@ def attend_newest(
         result = result / total[:, None]
         complete = taken == count
         if not complete:
+            heads = kv_heads * GROUP
             lines = (2 * share + (tile == 0).to(tl.int32)) * heads + own
             tl.store(parts + lines[:, None] * DIM + column[None, :], result, used)
             tl.store(sums + lines, best + tl.log2(total), line < GROUP)
@@ -267,8 +203,8 @@ def attend_newest(
                 result = tl.zeros([BLOCK_M, WIDE], tl.float32)
                 for other in tl.range(first, last + 1, loop_unroll_factor=4):
                     lines = (2 * other + (other == first).to(tl.int32)) * heads + own
-                    place = parts + lines[:, None] * DIM + column[None, :]
-                    part = tl.load(place, used, 0.0, cache_modifier=".cg")
+                    from_ = parts + lines[:, None] * DIM + column[None, :]
+                    part = tl.load(from_, used, 0.0, cache_modifier=".cg")
                     each = tl.load(sums + lines, line < GROUP, 0.0, cache_modifier=".cg")
                     highest = tl.maximum(best, each)
                     weights = tl.exp2(each - highest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 from minisgl.attention.base import Capturable, DeviceMeta, Meta
 from minisgl.attention.torch import TorchAttention
 from minisgl.attention.triton import TritonAttention
-from minisgl.kernel.base import Turn
-from minisgl.kernel.plain import PlainKernels
 from tests.attention.test_grouped import Case
 
 if not torch.cuda.is_available():
@@ -78,54 +75,6 @@ def test_a_decode_step_is_cut_into_equal_shares_wherever_rows_end(
     ends: list[int], page_size: int, shape: tuple[int, int, int], window: int | None
 ) -> None:
     check(Case([(end - 1, 1) for end in ends], page_size, *shape), window)
-
-
-@settings(max_examples=12)
-@given(
-    ends=st.lists(st.integers(1, 300) | st.sampled_from([1, 64, 65, 129]), min_size=1, max_size=5),
-    page_size=st.sampled_from([1, 3, 16]),
-    shape=st.sampled_from([(4, 1, 16), (5, 1, 24), (4, 2, 8)]),
-    window=st.none() | st.integers(1, 150),
-    normed=st.booleans(),
-)
-def test_heads_are_turned_and_kept_on_the_way(
-    ends: list[int],
-    page_size: int,
-    shape: tuple[int, int, int],
-    window: int | None,
-    normed: bool,
-) -> None:
-    case = on_device(Case([(end - 1, 1) for end in ends], page_size, *shape))
-    heads, kv_heads, dim = shape
-    windows = () if window is None else (window,)
-    weight = 1 + torch.randn(heads + kv_heads, dim, device=DEVICE) / 4 if normed else None
-    angles = torch.randn(len(ends), 1, dim // 2, device=DEVICE)
-    qkv = torch.randn(len(ends), heads + 2 * kv_heads, dim + 8, device=DEVICE)[..., :dim]
-    qkv = qkv.flatten(1).view(len(ends), -1, dim)
-    turn = Turn(PlainKernels(), weight, 1e-6, angles.cos(), angles.sin())
-    place, oracle = case.pool.place(0, case.meta.locations), TorchAttention(case.pool, windows)
-    before = [x.clone() for x in (place.keys, place.values)]
-    oracle.prepare(case.meta)
-    slow = oracle.attend(0, *turn.store(qkv.clone(), place))
-    kept = [x.clone() for x in (place.keys, place.values)]
-    place.keys.copy_(before[0]), place.values.copy_(before[1])
-    ours = TritonAttention(case.pool, windows)
-    ours.prepare(case.meta)
-    assert ours.turn_and_attend(0, qkv, turn) is None, "plain kernels show every step"
-    unused: Any = None
-    for _ in range(2):
-        fast = ours.turn_and_attend(0, qkv, turn._replace(kernels=unused))
-        torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close([place.keys, place.values], kept)
-
-
-def test_prompts_are_turned_apart() -> None:
-    case = on_device(Case([(5, 3), (9, 1)], 4, 4, 2, 8))
-    ours, unused = TritonAttention(case.pool, ()), torch.zeros(0)
-    ours.prepare(case.meta)
-    kernels: Any = None
-    turn = Turn(kernels, None, 0.0, unused, unused)
-    assert ours.turn_and_attend(0, torch.zeros(4, 8, 8, device=DEVICE), turn) is None
 
 
 def test_what_is_captured_reads_lengths_and_pages_on_the_device() -> None:

@@ -43,6 +43,11 @@ __device__ inline bool any_of_warp(bool mine) {
     return __any_sync(0xffffffffu, mine);
 }
 
+// What another lane of the warp has, all of which ask.
+__device__ inline int from_lane(int mine, int lane) {
+    return __shfl_sync(0xffffffffu, mine, lane);
+}
+
 // Leave the processor to others for a moment.
 __device__ inline void doze() {
     __nanosleep(40);

@@ -33,6 +33,7 @@
 #define __global__
 #define __shared__ static  // only in blocks that run one at a time
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 constexpr int kWarp = 32;
 
@@ -51,6 +52,7 @@ struct __half {
 struct __nv_bfloat16 {
     uint16_t bits;
 };
+using std::max;
 using std::min;
 
 inline float half_number(uint32_t bits) {
@@ -124,6 +126,8 @@ struct Barrier {
 
 struct Lane {  // what a lane shows the others of its warp
     float number;
+    int whole;
+    const void* row;
     uint32_t a[4], b[2];
     uint64_t right;
 };
@@ -247,6 +251,14 @@ inline bool any_of_warp(bool mine) {
     bool out = false;
     for (int i = 0; i < kWarp; ++i) out |= lanes[i].number != 0.0f;
     emulated::warp_barrier(false);
+    return out;
+}
+inline int from_lane(int mine, int lane) {
+    emulated::Lane* lanes = emulated::lanes_of_warp();
+    lanes[emulated::machine.current % kWarp].whole = mine;
+    emulated::warp_barrier();
+    const int out = lanes[static_cast<uint32_t>(lane) % kWarp].whole;
+    emulated::warp_barrier();
     return out;
 }
 inline void __syncwarp() {

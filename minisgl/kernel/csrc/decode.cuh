@@ -1,0 +1,438 @@
+// Attention of a decode step, one new position a row, over keys that lie on pages: the kernel,
+// without what launches it.
+//
+// Such a step reads keys and values once and computes little with them, so what counts is that
+// memory is read at its full rate from the first moment to the last. The tiles of 16 keys of all
+// rows, one after the other, are cut into equal shares, for each key head. A warp has one share,
+// and copies its keys some tiles ahead, over the borders of rows: while a row's queries come and
+// its result goes, the next row's keys are on their way. Older keys are written by nobody in this
+// step, so they come while the kernel ahead still runs. Rows that lie in several shares leave
+// parts, which whoever is the last to leave one merges.
+//
+// The rows' heads may come as their product left them. Then a warp turns the queries of each row
+// that it has keys of; the one that has a row's last tile turns the newest key, too, and stores it
+// and its value.
+//
+// Scores are (keys x dim) (dim x heads), the result is (dim x keys) (keys x heads): the few query
+// heads of a key head are the narrow side of a tensor core's product, and a head's highest score
+// and its numbers are in the same threads.
+//
+// Sources: Dao 2023 (FlashAttention-2), sec. 3; Dao et al. 2023 (Flash-Decoding); Osama et al. 2023
+// (Stream-K); Milakov and Gimelshein 2018 (online softmax).
+#pragma once
+#include <cmath>
+
+#include "rows.cuh"
+#include "tensor_core.cuh"
+#include "turn.cuh"
+
+namespace decode {
+
+constexpr int kKeys = 16;       // of a tile
+constexpr int kMostGroup = 8;   // query heads of a key head
+constexpr int kWarps = 4;       // of a block
+constexpr int kStages = 4;      // tiles of a warp that are there or on their way
+constexpr int kLeastTiles = 2;  // of a share, for every share costs a part
+
+template <int kDim>
+struct Room {
+    static constexpr int kPieces = kDim / 8;        // of 16 bytes, of a head
+    static constexpr int kTile = kKeys * kDim * 2;  // bytes of keys, and as many of values
+    static constexpr int kLine = kDim + 8;          // a query's numbers, so that banks take turns
+    static constexpr int kRing = kStages * 2 * kTile;
+    static constexpr int kBytes = kRing + kMostGroup * kLine * 2;  // bytes of a warp
+    static constexpr int kPairs = kDim < 64 ? 1 : kDim / 64;       // a thread's, of a head
+};
+
+// Bytes of a block before its warps': how many tiles precede each row, and where each row ends.
+__device__ __host__ inline int before_warps(int rows) {
+    return ((2 * rows + 1) * 4 + 15) / 16 * 16;
+}
+
+template <typename T>
+struct Step {
+    const T* heads;   // (rows, query heads, dim); turn: (rows, query, key and value heads, dim)
+    const T* weight;  // (query and key heads, dim), or nullptr
+    const T *cosine, *sine;       // (rows, dim / 2)
+    T *keys, *values;             // (positions, kv_heads, dim)
+    const int32_t *pages, *ends;  // (rows, width); (rows,)
+    T* out;                       // (rows, query heads, dim)
+    float *parts, *sums;          // (2 * shares, query heads, dim); (2 * shares, query heads)
+    int* arrived;                 // (shares, kv_heads), zeros before and after
+    int64_t stride, width;        // of `heads`; of `pages`
+    int rows, group, kv_heads, page_size;
+    int window;        // newest positions that are seen; 0: all
+    int shares;        // at most, of a key head
+    float eps, scale;  // of the norm; of scores, to base 2
+    bool turn;
+};
+
+// Where a 16-byte piece of a row lies in a tile: rows that are read together lie in other banks.
+template <int kDim>
+__device__ inline int place_in_tile(int row, int piece) {
+    constexpr int kAcross = Room<kDim>::kPieces;
+    const int at = row * kAcross + piece;
+    return at ^ (at / (kAcross > 8 ? kAcross : 8) % 8);
+}
+
+template <typename T, int kDim>
+class Worker {
+    using Of = Room<kDim>;
+    static constexpr int kPairs = Of::kPairs, kHalf = kDim / 2;
+    using P = Pairs<T, kPairs>;
+
+  public:
+    __device__ Worker(const Step<T>& step, int* first, unsigned char* ring, int worker)
+        : step_(step),
+          first_(first),
+          ends_(first + step.rows + 1),
+          ring_(ring),
+          queries_(reinterpret_cast<T*>(ring + Of::kRing)),
+          lane_(threadIdx.x % kWarp),
+          head_(worker % step.kv_heads),
+          share_(worker / step.kv_heads) {}
+
+    __device__ void run() {
+        const int64_t every = first_[step_.rows];
+        const int most = static_cast<int>((every + kLeastTiles - 1) / kLeastTiles);
+        shares_ = min(step_.shares, most);
+        if (share_ >= shares_) return wait_for_inputs();
+        const int begin = static_cast<int>(every * share_ / shares_);
+        stop_ = static_cast<int>(every * (share_ + 1) / shares_);
+        row_ = row_of(begin);
+        if (!step_.turn) wait_for_inputs();  // its newest keys among them
+        coming_row_ = row_, coming_ = begin;
+        coming_place_ = place_of(coming_);
+        for (int i = 0; i < kStages - 1; ++i) fetch(i);
+        if (step_.turn) wait_for_inputs();
+        for (int i = lane_; i < kMostGroup * Of::kLine; i += kWarp) queries_[i] = T{};
+        __syncwarp();
+        int stage = 0;
+        for (int tile = begin; tile < stop_; ++tile) {
+            if (tile == begin || tile == first_[row_ + 1])
+                begin_row(tile == begin ? row_ : row_ + 1);
+            wait_for_copies<kStages - 2>();
+            __syncwarp();
+            fetch(stage == 0 ? kStages - 1 : stage - 1);
+            if (step_.turn && tile == first_[row_ + 1] - 1) {
+                put_newest(stage);
+                __syncwarp();
+            }
+            look_at_tile(stage, (lowest(row_) + tile - first_[row_]) * kKeys);
+            if (tile == stop_ - 1 || tile == first_[row_ + 1] - 1) end_row(begin, tile + 1);
+            if (++stage == kStages) stage = 0;
+        }
+        wait_for_copies<0>();
+    }
+
+  private:
+    const Step<T>& step_;
+    const int *const first_, *const ends_;
+    unsigned char* const ring_;
+    T* const queries_;
+    const int lane_, head_, share_;
+    int shares_, stop_, row_;
+    int coming_row_, coming_;  // the tile that is fetched next
+    int coming_place_;         // where its key lane % 16 lies; below 0: there is none
+    uint32_t q_[kDim / 16][2];
+    P newest_key_, newest_value_;
+    float best_[2], total_[2];  // of heads 2 (lane % 4) and the next; total: of this lane's keys
+    float sums_[kDim / 16][4];  // numbers lane / 4 and + 8 of those heads
+
+    __device__ int lowest(int row) const {
+        return step_.window > 0 ? max(ends_[row] - step_.window, 0) / kKeys : 0;
+    }
+
+    // The row that a tile is of.
+    __device__ int row_of(int tile) const {
+        int low = 0, high = step_.rows;
+        while (high - low > 1) {
+            const int middle = (low + high) / 2;
+            (first_[middle] <= tile ? low : high) = middle;
+        }
+        return low;
+    }
+
+    __device__ int location(int row, int position) const {
+        const int size = step_.page_size;
+        return step_.pages[row * step_.width + position / size] * size + position % size;
+    }
+
+    // Where this lane's key of the tile lies that is fetched next, or nothing: the newest key is
+    // not there yet if this kernel stores it.
+    __device__ int place_of(int tile) const {
+        if (tile >= stop_) return -1;
+        const int row = coming_row_;
+        const int position = (lowest(row) + tile - first_[row]) * kKeys + lane_ % kKeys;
+        return position < ends_[row] - step_.turn ? location(row, position) : -1;
+    }
+
+    __device__ unsigned char* tile_of(int stage) const { return ring_ + stage * 2 * Of::kTile; }
+
+    // Begin to copy the next tile's keys and values. What is not there is zero, for a masked
+    // position has weight 0, and 0 * NaN is NaN.
+    __device__ void fetch(int stage) {
+        constexpr int kAtOnce = kWarp / Of::kPieces;  // rows
+        if (coming_ < stop_) {
+            unsigned char* const to = tile_of(stage);
+            const int piece = lane_ % Of::kPieces;
+#pragma unroll
+            for (int i = 0; i < kKeys / kAtOnce; ++i) {
+                const int row = i * kAtOnce + lane_ / Of::kPieces;
+                const int place = from_lane(coming_place_, row);
+                unsigned char* const at = to + place_in_tile<kDim>(row, piece) * 16;
+                const int64_t from =
+                    (static_cast<int64_t>(place) * step_.kv_heads + head_) * kDim + piece * 8;
+                if (place >= 0) {
+                    copy_async(at, step_.keys + from);
+                    copy_async(at + Of::kTile, step_.values + from);
+                } else {
+                    *reinterpret_cast<uint4*>(at) = uint4{0, 0, 0, 0};
+                    *reinterpret_cast<uint4*>(at + Of::kTile) = uint4{0, 0, 0, 0};
+                }
+            }
+            if (++coming_ == first_[coming_row_ + 1]) ++coming_row_;
+            coming_place_ = place_of(coming_);
+        }
+        end_copy_group();
+    }
+
+    // Queries of a row; its newest key and value, if this share has its last tile.
+    __device__ void begin_row(int row) {
+        row_ = row;
+        const int at = lane_ * kPairs, group = step_.group;
+        const bool mine = at < kHalf, normed = step_.turn && step_.weight != nullptr;
+        const bool newest = step_.turn && first_[row + 1] <= stop_;
+        const int key = step_.kv_heads * group + head_;
+        const T* const heads = step_.heads + row * step_.stride + at;
+        const T* const weight = step_.weight + at;
+        P x[kMostGroup + 1], factors[kMostGroup + 1] = {};
+#pragma unroll
+        for (int i = 0; i <= kMostGroup; ++i) {
+            const int head = i < kMostGroup ? head_ * group + i : key;
+            const bool there = mine && (i < kMostGroup ? i < group : newest);
+            x[i] = read_pairs<T, kPairs>(heads + head * kDim, kHalf, there);
+            if (normed) {
+                factors[i] = read_pairs<T, kPairs>(weight + head * kDim, kHalf, there);
+            }
+        }
+        const int value = key + step_.kv_heads;
+        newest_value_ = read_pairs<T, kPairs>(heads + value * kDim, kHalf, mine && newest);
+        if (step_.turn) {
+            const auto cosine = read_run<T, kPairs>(step_.cosine + row * kHalf + at, mine);
+            const auto sine = read_run<T, kPairs>(step_.sine + row * kHalf + at, mine);
+#pragma unroll
+            for (int i = 0; i <= kMostGroup; ++i) {
+                if (i < kMostGroup ? i < group : newest) {
+                    x[i] = turned(x[i], normed, factors[i], step_.eps, kHalf, cosine, sine);
+                }
+            }
+        }
+        if (mine && newest) {
+            const int64_t to = static_cast<int64_t>(location(row, ends_[row] - 1));
+            const int64_t memory = (to * step_.kv_heads + head_) * kDim + at;
+            write_pairs(step_.keys + memory, kHalf, x[kMostGroup]);
+            write_pairs(step_.values + memory, kHalf, newest_value_);
+        }
+        newest_key_ = x[kMostGroup];
+#pragma unroll
+        for (int i = 0; i < kMostGroup; ++i) {
+            if (mine && i < group) write_pairs(queries_ + i * Of::kLine + at, kHalf, x[i]);
+        }
+        __syncwarp();
+        const T* const own = queries_ + lane_ / 4 * Of::kLine + lane_ % 4 * 2;
+#pragma unroll
+        for (int i = 0; i < kDim / 16; ++i) {
+            q_[i][0] = *reinterpret_cast<const uint32_t*>(own + i * 16);
+            q_[i][1] = *reinterpret_cast<const uint32_t*>(own + i * 16 + 8);
+            for (float& sum : sums_[i]) sum = 0.0f;
+        }
+        for (int i = 0; i < 2; ++i) best_[i] = -INFINITY, total_[i] = 0.0f;
+    }
+
+    // Put the newest key and value where they would have been copied to.
+    __device__ void put_newest(int stage) {
+        const int row = (ends_[row_] - 1) % kKeys, at = lane_ * kPairs;
+        if (at >= kHalf) return;
+        for (int i = 0; i < 2; ++i) {
+            const int number = at + i * kHalf;
+            unsigned char* const to =
+                tile_of(stage) + place_in_tile<kDim>(row, number / 8) * 16 + number % 8 * 2;
+            using R = Run<T, kPairs>;
+            *reinterpret_cast<R*>(to) = i == 0 ? newest_key_.low : newest_key_.high;
+            *reinterpret_cast<R*>(to + Of::kTile) = i == 0 ? newest_value_.low : newest_value_.high;
+        }
+    }
+
+    // position: of the tile's first key.
+    __device__ void look_at_tile(int stage, int position) {
+        const unsigned char* const keys = tile_of(stage);
+        const unsigned char* const values = keys + Of::kTile;
+        const int row = lane_ % 8, which = lane_ / 8;  // of the matrix that this lane points to
+        float scores[2][4] = {};                       // two sums, so that they overlap
+#pragma unroll
+        for (int i = 0; i < kDim / 16; ++i) {
+            uint32_t a[4];
+            const int at = place_in_tile<kDim>(row + which % 2 * 8, i * 2 + which / 2);
+            load_matrices(a, keys + at * 16);
+            multiply_add<T>(scores[i % 2], a, q_[i]);
+        }
+        // keys lane / 4 (0, 1) and + 8 (2, 3)
+        const int end = ends_[row_], begin = step_.window > 0 ? end - step_.window : 0;
+        float highest[2] = {best_[0], best_[1]}, x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int at = position + lane_ / 4 + i / 2 * 8;
+            const bool seen = at < end && at >= begin;
+            x[i] = seen ? (scores[0][i] + scores[1][i]) * step_.scale : -INFINITY;
+            highest[i % 2] = fmaxf(highest[i % 2], x[i]);
+        }
+        float shrink[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int other = 4; other < kWarp; other *= 2) {
+                highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffffu, highest[i], other));
+            }
+            shrink[i] = exp2_near(best_[i] - highest[i]);
+            best_[i] = highest[i];
+            x[i] = exp2_near(x[i] - highest[i]);
+            x[i + 2] = exp2_near(x[i + 2] - highest[i]);
+            total_[i] = total_[i] * shrink[i] + x[i] + x[i + 2];
+        }
+        const uint32_t weights[2] = {turn_matrix(pair<T>(x[0], x[1])),
+                                     turn_matrix(pair<T>(x[2], x[3]))};
+#pragma unroll
+        for (int i = 0; i < kDim / 16; ++i) {
+            uint32_t a[4];
+            const int at = place_in_tile<kDim>(row + which / 2 * 8, i * 2 + which % 2);
+            load_turned_matrices(a, values + at * 16);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sums_[i][j] *= shrink[j % 2];
+            multiply_add<T>(sums_[i], a, weights);
+        }
+    }
+
+    // The row's last tile of this share was looked at, all before `end`; begin: of the share.
+    __device__ void end_row(int begin, int end) {
+        float factor[2], logarithm[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+#pragma unroll
+            for (int other = 4; other < kWarp; other *= 2) {
+                total_[i] += __shfl_xor_sync(0xffffffffu, total_[i], other);
+            }
+            factor[i] = 1.0f / total_[i];
+            logarithm[i] = best_[i] + log2f(total_[i]);
+        }
+        const int group = step_.group, first = first_[row_], last = first_[row_ + 1];
+        const int column = lane_ % 4 * 2, heads = step_.kv_heads * group;
+        if (begin <= first && end == last) {
+            T* const out = step_.out + (static_cast<int64_t>(row_) * heads + head_ * group) * kDim;
+            const int head = lane_ / 4;
+#pragma unroll
+            for (int i = 0; i < kDim / 16; ++i) {
+#pragma unroll
+                for (int j = 0; j < 2; ++j) {
+                    const uint32_t two = turn_matrix(
+                        pair<T>(sums_[i][2 * j] * factor[0], sums_[i][2 * j + 1] * factor[1]));
+                    if (head < group) {
+                        T* const to = out + head * kDim + i * 16 + j * 8 + column;
+                        *reinterpret_cast<uint32_t*>(to) = two;
+                    }
+                }
+            }
+            return;
+        }
+        const int64_t line =
+            static_cast<int64_t>(2 * share_ + (begin <= first)) * heads + head_ * group;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            if (column + j >= group) continue;
+            float* const to = step_.parts + (line + column + j) * kDim + lane_ / 4;
+#pragma unroll
+            for (int i = 0; i < kDim / 16; ++i) {
+                to[i * 16] = sums_[i][j] * factor[j];
+                to[i * 16 + 8] = sums_[i][j + 2] * factor[j];
+            }
+            if (lane_ / 4 == 0) step_.sums[line + column + j] = logarithm[j];
+        }
+        __syncwarp();
+        const int64_t every = first_[step_.rows];
+        const int from = static_cast<int>(((first + 1ll) * shares_ - 1) / every);
+        const int to = static_cast<int>((static_cast<int64_t>(last) * shares_ - 1) / every);
+        int* const sign = step_.arrived + from * step_.kv_heads + head_;
+        int before = 0;
+        if (lane_ == 0) before = arrive(sign);
+        if (from_lane(before, 0) < to - from) return;
+        if (lane_ == 0) *sign = 0;
+        merge(from, to);
+    }
+
+    // The parts of a row that shares `from` to `to` have left.
+    __device__ void merge(int from, int to) {
+        const int group = step_.group, heads = step_.kv_heads * group;
+        for (int i = 0; i < group; ++i) {
+            const int head = head_ * group + i;
+            float best = -INFINITY, total = 0.0f, sums[kDim / kWarp] = {};
+#pragma unroll 4
+            for (int share = from; share <= to; ++share) {
+                const int64_t line =
+                    static_cast<int64_t>(2 * share + (share == from)) * heads + head;
+                const float each = __ldcg(step_.sums + line);
+                const float highest = fmaxf(best, each);
+                const float shrink = exp2_near(best - highest), weight = exp2_near(each - highest);
+                total = total * shrink + weight, best = highest;
+#pragma unroll
+                for (int j = 0; j < kDim / kWarp; ++j) {
+                    const float part = __ldcg(step_.parts + line * kDim + j * kWarp + lane_);
+                    sums[j] = sums[j] * shrink + part * weight;
+                }
+            }
+            T* const out = step_.out + (static_cast<int64_t>(row_) * heads + head) * kDim + lane_;
+#pragma unroll
+            for (int j = 0; j < kDim / kWarp; ++j) out[j * kWarp] = from_float<T>(sums[j] / total);
+        }
+    }
+};
+
+// By the first warp: how many tiles precede each row, and all of them; where each row ends.
+template <typename T>
+__device__ inline void count_tiles(const Step<T>& step, int* first) {
+    const int lane = threadIdx.x % kWarp, each = (step.rows + kWarp - 1) / kWarp;
+    const int begin = min(lane * each, step.rows), end = min(begin + each, step.rows);
+    int* const ends = first + step.rows + 1;
+    int mine = 0;
+    auto tiles = [&](int row) {
+        const int last = step.ends[row];
+        const int lowest = step.window > 0 ? max(last - step.window, 0) / kKeys : 0;
+        ends[row] = last;
+        return (last + kKeys - 1) / kKeys - lowest;
+    };
+    for (int row = begin; row < end; ++row) mine += tiles(row);
+    int before = mine;
+    for (int other = 1; other < kWarp; other *= 2) {
+        const int theirs = from_lane(before, lane - other);
+        if (lane >= other) before += theirs;
+    }
+    before -= mine;
+    for (int row = begin; row < end; ++row) {
+        first[row] = before;
+        before += tiles(row);
+    }
+    if (lane == kWarp - 1) first[step.rows] = before;
+}
+
+// What a block does. shared: before_warps and kWarps times Room::kBytes.
+template <typename T, int kDim>
+__device__ inline void attend(const Step<T>& step, unsigned char* shared) {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    int* const first = reinterpret_cast<int*>(shared);
+    if (warp == 0) count_tiles(step, first);
+    __syncthreads();
+    let_next_start();
+    unsigned char* const own = shared + before_warps(step.rows) + warp * Room<kDim>::kBytes;
+    Worker<T, kDim>(step, first, own, static_cast<int>(blockIdx.x) * kWarps + warp).run();
+}
+
+}  // namespace decode
