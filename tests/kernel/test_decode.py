@@ -23,7 +23,7 @@ def gpu(emulated: Callable[[str], Any]) -> Any:
     return emulated("decode.cu")
 
 
-def exact(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+def attention(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
     """q: (heads, dim); keys, values: (positions, kv_heads, dim). In float64: (heads, dim)."""
     group = q.shape[0] // keys.shape[1]
     k, v = (x[-(window or len(x)) :].double().repeat_interleave(group, 1) for x in (keys, values))
@@ -77,6 +77,7 @@ def test_attention_is_that_of_all_keys_however_they_are_shared(
     angles = torch.randn(rows, 1, dim // 2)
     angle = angles.cos().to(dtype), angles.sin().to(dtype)
     q, before = qkv[:, :queries], [x.clone() for x in flat]
+    kept = before
     if turn:
         place = Place(flat[0], flat[1], newest)
         q, _, _ = PlainKernels().turn_and_store(qkv.clone(), weight, 1e-6, *angle, place)
@@ -101,6 +102,6 @@ def test_attention_is_that_of_all_keys_however_they_are_shared(
             x[newest] = mine
     assert not arrived.any()
     for i, where in enumerate(every):
-        right = exact(q[i], *(x[where] for x in flat), window)
+        right = attention(q[i], flat[0][where], flat[1][where], window)
         error = (out[i].view(queries, dim).double() - right).norm(dim=1) / right.norm(dim=1)
         assert error.max() <= 4 * ROUNDING[dtype], (i, error)
