@@ -14,8 +14,8 @@ from torch import Tensor
 
 from minisgl import registry
 from minisgl.attention.base import DeviceMeta, Meta
-from minisgl.attention.torch import TorchAttention
 from minisgl.attention.cuda import CudaAttention
+from minisgl.attention.torch import TorchAttention
 from minisgl.executor.kv_pool import KVPool
 from minisgl.kernel.base import Kernels, Turn
 from minisgl.kernel.paging import store_kv
