@@ -87,7 +87,11 @@ void attend(TensorView heads, Optional<TensorView> weight, double eps, Optional<
         step.stride = heads.stride(0), step.width = pages.stride(0);
         step.rows = static_cast<int>(rows), step.group = static_cast<int>(group);
         step.kv_heads = static_cast<int>(kv_heads);
-        step.page_size = static_cast<int>(keys.size(1));
+        const int size = step.page_size = static_cast<int>(keys.size(1));
+        step.shift = -1;
+        for (int bits = 0; bits < 31; ++bits) {
+            if (size == 1 << bits) step.shift = bits;
+        }
         step.window = static_cast<int>(window), step.shares = static_cast<int>(shares);
         step.eps = static_cast<float>(eps), step.turn = turn;
         step.scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(dim)));

@@ -36,11 +36,12 @@ constexpr int kLeastTiles = 2;  // of a share, for every share costs a part
 
 template <int kDim>
 struct Room {
-    static constexpr int kPieces = kDim / 8;        // of 16 bytes, of a head
-    static constexpr int kTile = kKeys * kDim * 2;  // bytes of keys, and as many of values
-    static constexpr int kLine = kDim + 8;          // a query's numbers, so that banks take turns
+    static constexpr int kPieces = kDim / 8;         // of 16 bytes, of a head
+    static constexpr int kAtOnce = kWarp / kPieces;  // keys that a warp copies in one go
+    static constexpr int kLine = kDim + 8;  // a key's numbers and a gap, so that banks take turns
+    static constexpr int kTile = kKeys * kLine * 2;  // bytes of keys, and as many of values
     static constexpr int kRing = kStages * 2 * kTile;
-    static constexpr int kBytes = kRing + kMostGroup * kLine * 2;  // bytes of a warp
+    static constexpr int kBytes = kRing + kMostGroup * kLine * 2;  // of a warp; queries come last
     static constexpr int kPairs = kDim < 64 ? 1 : kDim / 64;       // a thread's, of a head
 };
 
@@ -61,36 +62,30 @@ struct Step {
     int* arrived;                 // (shares, kv_heads), zeros before and after
     int64_t stride, width;        // of `heads`; of `pages`
     int rows, group, kv_heads, page_size;
+    int shift;         // of positions to their page, or below 0
     int window;        // newest positions that are seen; 0: all
     int shares;        // at most, of a key head
     float eps, scale;  // of the norm; of scores, to base 2
     bool turn;
 };
 
-// Where a 16-byte piece of a row lies in a tile: rows that are read together lie in other banks.
-template <int kDim>
-__device__ inline int place_in_tile(int row, int piece) {
-    constexpr int kAcross = Room<kDim>::kPieces;
-    const int at = row * kAcross + piece;
-    return at ^ (at / (kAcross > 8 ? kAcross : 8) % 8);
-}
-
 template <typename T, int kDim>
 class Worker {
     using Of = Room<kDim>;
-    static constexpr int kPairs = Of::kPairs, kHalf = kDim / 2;
+    static constexpr int kPairs = Of::kPairs, kHalf = kDim / 2, kLine = Of::kLine;
     using P = Pairs<T, kPairs>;
 
   public:
-    __device__ Worker(const Step<T>& step, int* first, unsigned char* ring, int worker)
+    __device__ Worker(const Step<T>& step, const int* first, unsigned char* ring, int worker)
         : step_(step),
           first_(first),
           ends_(first + step.rows + 1),
-          ring_(ring),
+          ring_(reinterpret_cast<T*>(ring)),
           queries_(reinterpret_cast<T*>(ring + Of::kRing)),
           lane_(threadIdx.x % kWarp),
           head_(worker % step.kv_heads),
-          share_(worker / step.kv_heads) {}
+          share_(worker / step.kv_heads),
+          whole_(step.page_size % kKeys == 0) {}
 
     __device__ void run() {
         const int64_t every = first_[step_.rows];
@@ -102,24 +97,29 @@ class Worker {
         row_ = row_of(begin);
         if (!step_.turn) wait_for_inputs();  // its newest keys among them
         coming_row_ = row_, coming_ = begin;
-        coming_place_ = place_of(coming_);
+        look_ahead();
         for (int i = 0; i < kStages - 1; ++i) fetch(i);
         if (step_.turn) wait_for_inputs();
-        for (int i = lane_; i < kMostGroup * Of::kLine; i += kWarp) queries_[i] = T{};
+        for (int i = lane_; i < kMostGroup * kLine; i += kWarp) queries_[i] = T{};
         __syncwarp();
-        int stage = 0;
+        int stage = 0, last = begin;  // the tile behind the row's last one
         for (int tile = begin; tile < stop_; ++tile) {
-            if (tile == begin || tile == first_[row_ + 1])
-                begin_row(tile == begin ? row_ : row_ + 1);
+            if (tile == last) {
+                if (tile > begin) ++row_;
+                last = first_[row_ + 1];
+                begin_row();
+            }
             wait_for_copies<kStages - 2>();
             __syncwarp();
             fetch(stage == 0 ? kStages - 1 : stage - 1);
-            if (step_.turn && tile == first_[row_ + 1] - 1) {
-                put_newest(stage);
-                __syncwarp();
+            const bool ends = tile == last - 1;
+            if (step_.turn && ends) put_newest(stage);
+            if (ends || (step_.window > 0 && tile == first_[row_])) {
+                look_at_tile<true>(stage, (lowest(row_) + tile - first_[row_]) * kKeys);
+            } else {
+                look_at_tile<false>(stage, 0);
             }
-            look_at_tile(stage, (lowest(row_) + tile - first_[row_]) * kKeys);
-            if (tile == stop_ - 1 || tile == first_[row_ + 1] - 1) end_row(begin, tile + 1);
+            if (ends || tile == stop_ - 1) end_row(begin, tile + 1);
             if (++stage == kStages) stage = 0;
         }
         wait_for_copies<0>();
@@ -128,12 +128,13 @@ class Worker {
   private:
     const Step<T>& step_;
     const int *const first_, *const ends_;
-    unsigned char* const ring_;
-    T* const queries_;
+    T *const ring_, *const queries_;
     const int lane_, head_, share_;
+    const bool whole_;  // a tile lies on one page
     int shares_, stop_, row_;
     int coming_row_, coming_;  // the tile that is fetched next
-    int coming_place_;         // where its key lane % 16 lies; below 0: there is none
+    int coming_keys_;          // of them
+    int coming_place_;         // where its first key lies; not whole: its key lane % 16
     uint32_t q_[kDim / 16][2];
     P newest_key_, newest_value_;
     float best_[2], total_[2];  // of heads 2 (lane % 4) and the next; total: of this lane's keys
@@ -154,53 +155,65 @@ class Worker {
     }
 
     __device__ int location(int row, int position) const {
-        const int size = step_.page_size;
-        return step_.pages[row * step_.width + position / size] * size + position % size;
+        const int page = step_.shift >= 0 ? position >> step_.shift : position / step_.page_size;
+        return step_.pages[row * step_.width + page] * step_.page_size + position -
+               page * step_.page_size;
     }
 
-    // Where this lane's key of the tile lies that is fetched next, or nothing: the newest key is
-    // not there yet if this kernel stores it.
-    __device__ int place_of(int tile) const {
-        if (tile >= stop_) return -1;
+    // Ask where the next tile's keys lie. The newest is not there yet if this kernel stores it.
+    __device__ void look_ahead() {
+        if (coming_ >= stop_) return;
         const int row = coming_row_;
-        const int position = (lowest(row) + tile - first_[row]) * kKeys + lane_ % kKeys;
-        return position < ends_[row] - step_.turn ? location(row, position) : -1;
+        const int position = (lowest(row) + coming_ - first_[row]) * kKeys;
+        coming_keys_ = min(ends_[row] - step_.turn - position, kKeys);
+        const int mine = whole_ ? 0 : lane_ % kKeys;
+        if (mine < max(coming_keys_, 1)) coming_place_ = location(row, position + mine);
     }
 
-    __device__ unsigned char* tile_of(int stage) const { return ring_ + stage * 2 * Of::kTile; }
+    __device__ T* tile_of(int stage) const { return ring_ + stage * 2 * kKeys * kLine; }
 
     // Begin to copy the next tile's keys and values. What is not there is zero, for a masked
     // position has weight 0, and 0 * NaN is NaN.
     __device__ void fetch(int stage) {
-        constexpr int kAtOnce = kWarp / Of::kPieces;  // rows
+        constexpr int kAtOnce = Of::kAtOnce, kValues = kKeys * kLine;
         if (coming_ < stop_) {
-            unsigned char* const to = tile_of(stage);
-            const int piece = lane_ % Of::kPieces;
+            const int key = lane_ / Of::kPieces, piece = lane_ % Of::kPieces;
+            T* const to = tile_of(stage) + key * kLine + piece * 8;
+            const int across = step_.kv_heads * kDim;
+            const int own = head_ * kDim + piece * 8;
+            if (whole_ && coming_keys_ == kKeys) {
+                const int64_t from = static_cast<int64_t>(coming_place_ + key) * across + own;
+                const T *keys = step_.keys + from, *values = step_.values + from;
 #pragma unroll
-            for (int i = 0; i < kKeys / kAtOnce; ++i) {
-                const int row = i * kAtOnce + lane_ / Of::kPieces;
-                const int place = from_lane(coming_place_, row);
-                unsigned char* const at = to + place_in_tile<kDim>(row, piece) * 16;
-                const int64_t from =
-                    (static_cast<int64_t>(place) * step_.kv_heads + head_) * kDim + piece * 8;
-                if (place >= 0) {
-                    copy_async(at, step_.keys + from);
-                    copy_async(at + Of::kTile, step_.values + from);
-                } else {
-                    *reinterpret_cast<uint4*>(at) = uint4{0, 0, 0, 0};
-                    *reinterpret_cast<uint4*>(at + Of::kTile) = uint4{0, 0, 0, 0};
+                for (int i = 0; i < kKeys / kAtOnce; ++i) {
+                    copy_async(to + i * kAtOnce * kLine, keys);
+                    copy_async(to + i * kAtOnce * kLine + kValues, values);
+                    keys += kAtOnce * across, values += kAtOnce * across;
+                }
+            } else {
+                for (int i = 0; i < kKeys / kAtOnce; ++i) {
+                    const int row = i * kAtOnce + key;
+                    const int place = whole_ ? coming_place_ + row : from_lane(coming_place_, row);
+                    T* const at = to + i * kAtOnce * kLine;
+                    if (row < coming_keys_) {
+                        const int64_t from = static_cast<int64_t>(place) * across + own;
+                        copy_async(at, step_.keys + from);
+                        copy_async(at + kValues, step_.values + from);
+                    } else {
+                        *reinterpret_cast<uint4*>(at) = uint4{0, 0, 0, 0};
+                        *reinterpret_cast<uint4*>(at + kValues) = uint4{0, 0, 0, 0};
+                    }
                 }
             }
             if (++coming_ == first_[coming_row_ + 1]) ++coming_row_;
-            coming_place_ = place_of(coming_);
+            look_ahead();
         }
         end_copy_group();
     }
 
     // Queries of a row; its newest key and value, if this share has its last tile.
-    __device__ void begin_row(int row) {
-        row_ = row;
-        const int at = lane_ * kPairs, group = step_.group;
+    __device__ void begin_row() {
+        const int row = row_, at = lane_ * kPairs, group = step_.group;
         const bool mine = at < kHalf, normed = step_.turn && step_.weight != nullptr;
         const bool newest = step_.turn && first_[row + 1] <= stop_;
         const int key = step_.kv_heads * group + head_;
@@ -229,7 +242,7 @@ class Worker {
             }
         }
         if (mine && newest) {
-            const int64_t to = static_cast<int64_t>(location(row, ends_[row] - 1));
+            const int64_t to = location(row, ends_[row] - 1);
             const int64_t memory = (to * step_.kv_heads + head_) * kDim + at;
             write_pairs(step_.keys + memory, kHalf, x[kMostGroup]);
             write_pairs(step_.values + memory, kHalf, newest_value_);
@@ -237,10 +250,10 @@ class Worker {
         newest_key_ = x[kMostGroup];
 #pragma unroll
         for (int i = 0; i < kMostGroup; ++i) {
-            if (mine && i < group) write_pairs(queries_ + i * Of::kLine + at, kHalf, x[i]);
+            if (mine && i < group) write_pairs(queries_ + i * kLine + at, kHalf, x[i]);
         }
         __syncwarp();
-        const T* const own = queries_ + lane_ / 4 * Of::kLine + lane_ % 4 * 2;
+        const T* const own = queries_ + lane_ / 4 * kLine + lane_ % 4 * 2;
 #pragma unroll
         for (int i = 0; i < kDim / 16; ++i) {
             q_[i][0] = *reinterpret_cast<const uint32_t*>(own + i * 16);
@@ -252,63 +265,68 @@ class Worker {
 
     // Put the newest key and value where they would have been copied to.
     __device__ void put_newest(int stage) {
-        const int row = (ends_[row_] - 1) % kKeys, at = lane_ * kPairs;
-        if (at >= kHalf) return;
-        for (int i = 0; i < 2; ++i) {
-            const int number = at + i * kHalf;
-            unsigned char* const to =
-                tile_of(stage) + place_in_tile<kDim>(row, number / 8) * 16 + number % 8 * 2;
-            using R = Run<T, kPairs>;
-            *reinterpret_cast<R*>(to) = i == 0 ? newest_key_.low : newest_key_.high;
-            *reinterpret_cast<R*>(to + Of::kTile) = i == 0 ? newest_value_.low : newest_value_.high;
+        const int key = (ends_[row_] - 1) % kKeys, at = lane_ * kPairs;
+        if (at < kHalf) {
+            T* const to = tile_of(stage) + key * kLine + at;
+            write_pairs(to, kHalf, newest_key_);
+            write_pairs(to + kKeys * kLine, kHalf, newest_value_);
         }
+        __syncwarp();
     }
 
-    // position: of the tile's first key.
+    // kMasked: not all of its keys are seen; then position is the first one's.
+    template <bool kMasked>
     __device__ void look_at_tile(int stage, int position) {
-        const unsigned char* const keys = tile_of(stage);
-        const unsigned char* const values = keys + Of::kTile;
         const int row = lane_ % 8, which = lane_ / 8;  // of the matrix that this lane points to
-        float scores[2][4] = {};                       // two sums, so that they overlap
+        const T* const keys = tile_of(stage) + (row + which % 2 * 8) * kLine + which / 2 * 8;
+        const T* const values =
+            tile_of(stage) + (kKeys + row + which / 2 * 8) * kLine + which % 2 * 8;
+        float scores[2][4] = {};  // two sums, so that they overlap
 #pragma unroll
         for (int i = 0; i < kDim / 16; ++i) {
             uint32_t a[4];
-            const int at = place_in_tile<kDim>(row + which % 2 * 8, i * 2 + which / 2);
-            load_matrices(a, keys + at * 16);
+            load_matrices(a, keys + i * 16);
             multiply_add<T>(scores[i % 2], a, q_[i]);
         }
         // keys lane / 4 (0, 1) and + 8 (2, 3)
-        const int end = ends_[row_], begin = step_.window > 0 ? end - step_.window : 0;
-        float highest[2] = {best_[0], best_[1]}, x[4];
+        float x[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int at = position + lane_ / 4 + i / 2 * 8;
-            const bool seen = at < end && at >= begin;
-            x[i] = seen ? (scores[0][i] + scores[1][i]) * step_.scale : -INFINITY;
-            highest[i % 2] = fmaxf(highest[i % 2], x[i]);
+            x[i] = scores[0][i] + scores[1][i];
+            if (kMasked) {
+                const int at = position + lane_ / 4 + i / 2 * 8, end = ends_[row_];
+                const bool seen = at < end && (step_.window == 0 || at >= end - step_.window);
+                if (!seen) x[i] = -INFINITY;
+            }
         }
         float shrink[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
+            float highest = fmaxf(x[i], x[i + 2]);
 #pragma unroll
             for (int other = 4; other < kWarp; other *= 2) {
-                highest[i] = fmaxf(highest[i], __shfl_xor_sync(0xffffffffu, highest[i], other));
+                highest = fmaxf(highest, __shfl_xor_sync(0xffffffffu, highest, other));
             }
-            shrink[i] = exp2_near(best_[i] - highest[i]);
-            best_[i] = highest[i];
-            x[i] = exp2_near(x[i] - highest[i]);
-            x[i + 2] = exp2_near(x[i + 2] - highest[i]);
-            total_[i] = total_[i] * shrink[i] + x[i] + x[i + 2];
+            highest = fmaxf(best_[i], highest * step_.scale);
+            shrink[i] = exp2_near(best_[i] - highest);
+            best_[i] = highest;
+            x[i] = exp2_near(x[i] * step_.scale - highest);
+            x[i + 2] = exp2_near(x[i + 2] * step_.scale - highest);
+            total_[i] = total_[i] * shrink[i] + (x[i] + x[i + 2]);
         }
         const uint32_t weights[2] = {turn_matrix(pair<T>(x[0], x[1])),
                                      turn_matrix(pair<T>(x[2], x[3]))};
+        if (any_of_warp(shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+#pragma unroll
+            for (int i = 0; i < kDim / 16; ++i) {
+#pragma unroll
+                for (int j = 0; j < 4; ++j) sums_[i][j] *= shrink[j % 2];
+            }
+        }
 #pragma unroll
         for (int i = 0; i < kDim / 16; ++i) {
             uint32_t a[4];
-            const int at = place_in_tile<kDim>(row + which / 2 * 8, i * 2 + which % 2);
-            load_turned_matrices(a, values + at * 16);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) sums_[i][j] *= shrink[j % 2];
+            load_turned_matrices(a, values + i * 16);
             multiply_add<T>(sums_[i], a, weights);
         }
     }
@@ -328,19 +346,15 @@ class Worker {
         const int group = step_.group, first = first_[row_], last = first_[row_ + 1];
         const int column = lane_ % 4 * 2, heads = step_.kv_heads * group;
         if (begin <= first && end == last) {
-            T* const out = step_.out + (static_cast<int64_t>(row_) * heads + head_ * group) * kDim;
             const int head = lane_ / 4;
+            T* const out = step_.out +
+                           (static_cast<int64_t>(row_) * heads + head_ * group + head) * kDim +
+                           column;
 #pragma unroll
-            for (int i = 0; i < kDim / 16; ++i) {
-#pragma unroll
-                for (int j = 0; j < 2; ++j) {
-                    const uint32_t two = turn_matrix(
-                        pair<T>(sums_[i][2 * j] * factor[0], sums_[i][2 * j + 1] * factor[1]));
-                    if (head < group) {
-                        T* const to = out + head * kDim + i * 16 + j * 8 + column;
-                        *reinterpret_cast<uint32_t*>(to) = two;
-                    }
-                }
+            for (int i = 0; i < kDim / 8; ++i) {
+                const float* const two = sums_[i / 2] + i % 2 * 2;
+                const uint32_t both = turn_matrix(pair<T>(two[0] * factor[0], two[1] * factor[1]));
+                if (head < group) *reinterpret_cast<uint32_t*>(out + i * 8) = both;
             }
             return;
         }
@@ -366,33 +380,36 @@ class Worker {
         if (lane_ == 0) before = arrive(sign);
         if (from_lane(before, 0) < to - from) return;
         if (lane_ == 0) *sign = 0;
-        merge(from, to);
+        for (int i = 0; i < group; ++i) merge(from, to, head_ * group + i);
     }
 
-    // The parts of a row that shares `from` to `to` have left.
-    __device__ void merge(int from, int to) {
-        const int group = step_.group, heads = step_.kv_heads * group;
-        for (int i = 0; i < group; ++i) {
-            const int head = head_ * group + i;
-            float best = -INFINITY, total = 0.0f, sums[kDim / kWarp] = {};
-#pragma unroll 4
-            for (int share = from; share <= to; ++share) {
-                const int64_t line =
-                    static_cast<int64_t>(2 * share + (share == from)) * heads + head;
-                const float each = __ldcg(step_.sums + line);
-                const float highest = fmaxf(best, each);
-                const float shrink = exp2_near(best - highest), weight = exp2_near(each - highest);
-                total = total * shrink + weight, best = highest;
-#pragma unroll
-                for (int j = 0; j < kDim / kWarp; ++j) {
-                    const float part = __ldcg(step_.parts + line * kDim + j * kWarp + lane_);
-                    sums[j] = sums[j] * shrink + part * weight;
-                }
-            }
-            T* const out = step_.out + (static_cast<int64_t>(row_) * heads + head) * kDim + lane_;
-#pragma unroll
-            for (int j = 0; j < kDim / kWarp; ++j) out[j * kWarp] = from_float<T>(sums[j] / total);
+    // One head of the parts of a row that shares `from` to `to` have left.
+    __device__ void merge(int from, int to, int head) {
+        const int heads = step_.kv_heads * step_.group;
+        auto line_of = [&](int share) {
+            return static_cast<int64_t>(2 * share + (share == from)) * heads + head;
+        };
+        float best = -INFINITY, total = 0.0f, sums[kDim / kWarp] = {};
+        for (int share = from + lane_; share <= to; share += kWarp) {
+            best = fmaxf(best, __ldcg(step_.sums + line_of(share)));
         }
+#pragma unroll
+        for (int other = 1; other < kWarp; other *= 2) {
+            best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, other));
+        }
+#pragma unroll 8
+        for (int share = from; share <= to; ++share) {
+            const int64_t line = line_of(share);
+            const float weight = exp2_near(__ldcg(step_.sums + line) - best);
+            total += weight;
+#pragma unroll
+            for (int j = 0; j < kDim / kWarp; ++j) {
+                sums[j] += __ldcg(step_.parts + line * kDim + j * kWarp + lane_) * weight;
+            }
+        }
+        T* const out = step_.out + (static_cast<int64_t>(row_) * heads + head) * kDim + lane_;
+#pragma unroll
+        for (int j = 0; j < kDim / kWarp; ++j) out[j * kWarp] = from_float<T>(sums[j] / total);
     }
 };
 
@@ -403,13 +420,14 @@ __device__ inline void count_tiles(const Step<T>& step, int* first) {
     const int begin = min(lane * each, step.rows), end = min(begin + each, step.rows);
     int* const ends = first + step.rows + 1;
     int mine = 0;
-    auto tiles = [&](int row) {
-        const int last = step.ends[row];
+    auto tiles = [&](int last) {
         const int lowest = step.window > 0 ? max(last - step.window, 0) / kKeys : 0;
-        ends[row] = last;
         return (last + kKeys - 1) / kKeys - lowest;
     };
-    for (int row = begin; row < end; ++row) mine += tiles(row);
+    for (int row = begin; row < end; ++row) {
+        ends[row] = step.ends[row];
+        mine += tiles(ends[row]);
+    }
     int before = mine;
     for (int other = 1; other < kWarp; other *= 2) {
         const int theirs = from_lane(before, lane - other);
@@ -418,7 +436,7 @@ __device__ inline void count_tiles(const Step<T>& step, int* first) {
     before -= mine;
     for (int row = begin; row < end; ++row) {
         first[row] = before;
-        before += tiles(row);
+        before += tiles(ends[row]);
     }
     if (lane == kWarp - 1) first[step.rows] = before;
 }
