@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minisgl.kernel.base import Kernels, Place, TokenMemory, Turn
+from minisgl.kernel.base import Kernels, Place, TokenMemory
 
 Ints = NDArray[np.int64]
 
@@ -101,19 +101,14 @@ class Paged(NamedTuple):
     locations: Tensor  # (tokens,) int64: where each new position goes
     token: TokenMemory | None = None  # the same for a kernel that computes all layers of a token
 
-    def attend(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
-        """See ``models.decoder.Memory``. In one kernel, if the backend has that."""
-        at_once: TurnAndAttend | None = getattr(self.attention, "turn_and_attend", None)
-        if at_once is not None and (out := at_once(layer, qkv, turn)) is not None:
-            return out
-        return self.attention.attend(
-            layer, *turn.store(qkv, self.pool.place(layer, self.locations))
-        )
+    def place(self, layer: int) -> Place:
+        """Where the batch's keys and values belong."""
+        return self.pool.place(layer, self.locations)
 
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See ``Attention``."""
+        return self.attention.attend(layer, q, k, v)
 
-# What a backend may have besides ``attend``: of a layer, its heads before they are turned and how
-# they are, see ``models.decoder.Memory.attend``. None: not for this batch, and nothing was done.
-TurnAndAttend = Callable[[int, Tensor, Turn], Tensor | None]
 
 Replan = Callable[[Ints], None]
 

@@ -1,7 +1,6 @@
 """Attention of decode steps in CUDA C++: csrc/decode.cuh. Another backend computes prompts.
 
-It reads keys at the rate of memory from a step's first moment to its last, and turns and stores the
-newest heads on the way, which is a kernel less in every layer.
+It reads keys at the rate of memory, the first of them while the kernel ahead still runs.
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ import torch
 from torch import Tensor
 
 from minisgl.attention.base import DeviceMeta, Ints, Meta, Pool, Replan, device_meta
-from minisgl.kernel.base import Turn
 from minisgl.kernel.compile import load_cuda
-from minisgl.kernel.plain import PlainKernels
 
 
 class CudaAttention:
@@ -29,8 +26,9 @@ class CudaAttention:
         module = module or load_cuda(torch.cuda.get_device_capability(), source="decode.cu")
         self._attend, self._most_shares = module["attend"], module["shares"]
         self._pool, self._windows = pool, windows
-        self._kv_heads = pool.keys[0].shape[2]
-        self._arrived = torch.zeros(0, dtype=torch.int32, device=pool.keys[0].device)
+        keys = pool.keys[0]
+        most = int(self._most_shares(keys, 1)) * keys.shape[2]
+        self._arrived = torch.zeros(most, dtype=torch.int32, device=keys.device)
         self._shares = dict[int, int]()  # by the number of rows
         self._now: tuple[Meta, DeviceMeta] | None = None
 
@@ -43,8 +41,6 @@ class CudaAttention:
             most = int(self._most_shares(self._pool.keys[0], rows))
             even = most - most % rows  # a few less, if rows of the same length are not cut then
             self._shares[rows] = even if even >= 0.9 * most else most
-            if len(self._arrived) < most * self._kv_heads:
-                self._arrived = self._arrived.new_zeros(most * self._kv_heads)
 
     def capture(self, meta: Meta, heads: int) -> Replan:
         """See ``Capturable``. The kernel reads all lengths on the device."""
@@ -56,28 +52,18 @@ class CudaAttention:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See ``attention.base.Attention``."""
-        return self._run(layer, q, q.shape[1], None)
-
-    def turn_and_attend(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor | None:
-        """See ``TurnAndAttend``. Who asks for plain kernels wants each step by itself."""
-        if isinstance(turn.kernels, PlainKernels):
-            return None
-        return self._run(layer, qkv, qkv.shape[1] - 2 * self._kv_heads, turn)
-
-    def _run(self, layer: int, x: Tensor, heads: int, turn: Turn | None) -> Tensor:
         assert self._now is not None, "prepare comes before attend"
-        (meta, device), (rows, _, dim) = self._now, x.shape
-        shares, out = self._shares[rows], x.new_empty(rows, heads * dim)
+        (meta, device), (rows, heads, dim) = self._now, q.shape
+        shares, out = self._shares[rows], q.new_empty(rows, heads * dim)
         self._attend(
-            x if x.stride(1) == dim else x.contiguous(),
-            *((None, 0.0, None, None) if turn is None else turn[1:]),
+            q if q.stride(1) == dim else q.contiguous(),
             self._pool.keys[layer],
             self._pool.values[layer],
             meta.pages,
             device.ends,
             out,
-            torch.empty(2 * shares, heads, dim, device=x.device),
-            torch.empty(2 * shares, heads, device=x.device),
+            torch.empty(2 * shares, heads, dim, device=q.device),
+            torch.empty(2 * shares, heads, device=q.device),
             self._arrived,
             (self._windows[layer] if self._windows else None) or 0,
             shares,

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minisgl.attention.base import Attention, Capturable, Meta, Pool, Replan, TurnAndAttend
+from minisgl.attention.base import Attention, Capturable, Meta, Pool, Replan
 from minisgl.attention.cuda import CudaAttention
 from minisgl.attention.flash_attention import FlashAttention
 from minisgl.attention.flashinfer import FlashInferAttention
 from minisgl.attention.triton import TritonAttention
-from minisgl.kernel.base import Turn
 
 
 class HybridAttention:
@@ -34,11 +33,6 @@ class HybridAttention:
     def captured(self) -> None:
         """See ``Capturable``."""
         self._decodes.captured()
-
-    def turn_and_attend(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor | None:
-        """See ``TurnAndAttend``."""
-        at_once: TurnAndAttend | None = getattr(self._now, "turn_and_attend", None)
-        return None if at_once is None else at_once(layer, qkv, turn)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See ``attention.base.Attention``."""

@@ -36,20 +36,6 @@ class Place(NamedTuple):
     locations: Tensor  # (tokens,) int64: the position of each token
 
 
-class Turn(NamedTuple):
-    """How the query and key heads of a batch's tokens are turned by their positions."""
-
-    kernels: Kernels
-    weight: Tensor | None  # (query and key heads, head_dim) of an RMS norm before; None: none
-    eps: float
-    cos: Tensor  # (tokens, 1, head_dim / 2)
-    sin: Tensor
-
-    def store(self, qkv: Tensor, to: Place) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``Kernels.turn_and_store``."""
-        return self.kernels.turn_and_store(qkv, self.weight, self.eps, self.cos, self.sin, to)
-
-
 class DecodeTables(NamedTuple):
     """What the device remembers of each slot, and how many positions a page has."""
 

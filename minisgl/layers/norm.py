@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from minisgl.kernel.base import Matrix, Turn
+from minisgl.kernel.base import Matrix, Place
 from minisgl.layers.rotary import Rotation
 from minisgl.layers.source import Source
 
@@ -50,6 +50,10 @@ class HeadTurn:
             weight[1:heads] = weight[0]
             weight[heads + 1 :] = weight[heads]
 
-    def by(self, rotation: Rotation) -> Turn:
-        """By these tokens' angles."""
-        return Turn(self._kernels, self.weight, self._eps, *rotation)
+    def __call__(self, qkv: Tensor, rotation: Rotation, to: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn queries and keys; store keys and values.
+
+        qkv: (tokens, q, k and v heads, head_dim), which may be written to.
+        Returns q: (tokens, heads, head_dim), k and v: (tokens, kv_heads, head_dim).
+        """
+        return self._kernels.turn_and_store(qkv, self.weight, self._eps, *rotation, to)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minisgl.distributed.group import Group, share, share_kv_heads
-from minisgl.kernel.base import AllLayers, LayerWeights, Shape, TokenMemory, Turn
+from minisgl.kernel.base import AllLayers, LayerWeights, Place, Shape, TokenMemory
 from minisgl.layers.embedding import VocabMatrix
 from minisgl.layers.linear import GatedMLP, RowLinear, qkv_linear
 from minisgl.layers.norm import HeadTurn, RMSNorm
@@ -30,12 +30,12 @@ _log = logging.getLogger("minisgl")
 class Memory(Protocol):
     """The keys and values of one batch's rows: where new ones go, and what tokens read."""
 
-    def attend(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
-        """Turn queries and keys, keep keys and values, attend.
+    def place(self, layer: int) -> Place:
+        """Where the batch's keys and values belong."""
+        ...
 
-        qkv: (tokens, q, k and v heads, head_dim), which may be written to.
-        Returns (tokens, heads * head_dim), which the caller owns.
-        """
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See ``attention.base.Attention.attend``."""
         ...
 
     @property
@@ -197,4 +197,5 @@ class _SelfAttention:
         """See ``GatedMLP``."""
         qkv, residual = norm.then(self.qkv.matrix, x, residual)
         heads = qkv.view(len(qkv), -1, self._dim)
-        return self.o(memory.attend(self._layer, heads, self.turn.by(rotation))), residual
+        q, k, v = self.turn(heads, rotation, memory.place(self._layer))
+        return self.o(memory.attend(self._layer, q, k, v)), residual

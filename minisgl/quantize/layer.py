@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minisgl.distributed.group import ALONE
-from minisgl.kernel.base import Place, TokenMemory, Turn
+from minisgl.kernel.base import Place, TokenMemory
 from minisgl.layers.rotary import Rotary
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Layer
@@ -112,11 +112,12 @@ class _Sequences:
         self._length, self._window = length, window
         self._kept = x.new_empty(2, len(x), config.num_kv_heads, config.head_dim)
 
-    def attend(self, layer: int, qkv: Tensor, turn: Turn) -> Tensor:
+    def place(self, layer: int) -> Place:
+        """See ``Memory``. Nobody reads them there."""
+        return Place(self._kept[0], self._kept[1], torch.arange(self._kept.shape[1]))
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See ``Memory``. Causal in each sequence."""
-        # nobody reads what is stored
-        place = Place(self._kept[0], self._kept[1], torch.arange(self._kept.shape[1]))
-        q, k, v = turn.store(qkv, place)
         behind = torch.arange(self._length)[:, None] - torch.arange(self._length)
         seen = (behind >= 0) & (behind < (self._window or self._length))
         copies = q.shape[1] // k.shape[1]

@@ -9,7 +9,6 @@
 #include "host.cuh"
 #include "product.cuh"
 #include "rows.cuh"
-#include "turn.cuh"
 
 namespace {
 
@@ -73,6 +72,12 @@ struct Place {
     int heads, kv_heads;       // query heads; keys, and as many values, follow them
 };
 
+// Numbers that follow one another, read and written at once.
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount) Run {
+    T at[kCount];
+};
+
 // One warp a head, kPairs of its pairs a thread. A query or a key is normalised (if there is a
 // weight), then pair (i, i + dim / 2) turned, in place; keys and values are copied to where they
 // belong. dim / 2 is a multiple of kPairs.
@@ -80,32 +85,60 @@ template <typename T, int kPairs>
 __global__ void turn_and_store_kernel(T* x, int64_t stride, const T* weight, float eps,
                                       const T* cosine, const T* sine, Place<T> to, int64_t tokens,
                                       int dim) {
-    using P = Pairs<T, kPairs>;
     using R = Run<T, kPairs>;
     const int64_t index = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / kWarp;
-    const int rotated = to.heads + to.kv_heads, all = rotated + to.kv_heads;
+    const int turned = to.heads + to.kv_heads, all = turned + to.kv_heads;
     const int half = dim / 2, at = threadIdx.x % kWarp * kPairs;
     const int64_t token = index / all;
     const int head = static_cast<int>(index % all);
-    const bool mine = token < tokens && at < half, normed = weight != nullptr && head < rotated;
+    const bool mine = token < tokens && at < half;
+    auto read = [&](const T* from) { return mine ? *reinterpret_cast<const R*>(from) : R{}; };
+    auto write = [&](T* to, const R& numbers) { *reinterpret_cast<R*>(to) = numbers; };
+    R low_factor = {}, high_factor = {};
     let_next_start();
-    P factors = {};
-    if (normed) {
-        factors = read_pairs<T, kPairs>(weight + static_cast<int64_t>(head) * dim + at, half, mine);
+    if (weight != nullptr && head < turned) {
+        const T* factors = weight + static_cast<int64_t>(head) * dim + at;
+        low_factor = read(factors);
+        high_factor = read(factors + half);
     }
     wait_for_inputs();
     T* row = x + token * stride + static_cast<int64_t>(head) * dim + at;
-    P pairs = read_pairs<T, kPairs>(row, half, mine);
-    if (head < rotated) {
-        const R cos = read_run<T, kPairs>(cosine + token * half + at, mine);
-        const R sin = read_run<T, kPairs>(sine + token * half + at, mine);
-        pairs = turned(pairs, normed, factors, eps, half, cos, sin);
-        if (mine) write_pairs(row, half, pairs);
-    }
+    R low = read(row), high = read(row + half);
+    T* copy = nullptr;
     if (mine && head >= to.heads) {
-        const int own = head < rotated ? head - to.heads : head - rotated;
-        T* const memory = (head < rotated ? to.keys : to.values) + at;
-        write_pairs(memory + (to.locations[token] * to.kv_heads + own) * dim, half, pairs);
+        const int own = head < turned ? head - to.heads : head - turned;
+        copy = (head < turned ? to.keys : to.values) + at +
+               (to.locations[token] * to.kv_heads + own) * dim;
+    }
+    if (head < turned) {
+        const R c = read(cosine + token * half + at), s = read(sine + token * half + at);
+        float squares = 0.0f;
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+            const float a = to_float(low.at[i]), b = to_float(high.at[i]);
+            squares += a * a + b * b;
+        }
+        float scale = 1.0f;
+        if (weight != nullptr) scale = rsqrtf(warp_sum(squares) / static_cast<float>(dim) + eps);
+#pragma unroll
+        for (int i = 0; i < kPairs; ++i) {
+            float a = to_float(low.at[i]), b = to_float(high.at[i]);
+            if (weight != nullptr) {
+                // rounded as a tensor between the two steps would be
+                a = to_float(from_float<T>(a * scale * to_float(low_factor.at[i])));
+                b = to_float(from_float<T>(b * scale * to_float(high_factor.at[i])));
+            }
+            low.at[i] = from_float<T>(a * to_float(c.at[i]) - b * to_float(s.at[i]));
+            high.at[i] = from_float<T>(b * to_float(c.at[i]) + a * to_float(s.at[i]));
+        }
+        if (mine) {
+            write(row, low);
+            write(row + half, high);
+        }
+    }
+    if (copy != nullptr) {
+        write(copy, low);
+        write(copy + half, high);
     }
 }
 

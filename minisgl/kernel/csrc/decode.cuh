@@ -6,12 +6,8 @@
 // rows, one after the other, are cut into equal shares, for each key head. A warp has one share,
 // and copies its keys some tiles ahead, over the borders of rows: while a row's queries come and
 // its result goes, the next row's keys are on their way. Older keys are written by nobody in this
-// step, so they come while the kernel ahead still runs. Rows that lie in several shares leave
-// parts, which whoever is the last to leave one merges.
-//
-// The rows' heads may come as their product left them. Then a warp turns the queries of each row
-// that it has keys of; the one that has a row's last tile turns the newest key, too, and stores it
-// and its value.
+// step, so the first of them come while the kernel ahead, which stores the newest, still runs. Rows
+// that lie in several shares leave parts, which whoever is the last to leave one merges.
 //
 // Scores are (keys x dim) (dim x heads), the result is (dim x keys) (keys x heads): the few query
 // heads of a key head are the narrow side of a tensor core's product, and a head's highest score
@@ -24,14 +20,13 @@
 
 #include "rows.cuh"
 #include "tensor_core.cuh"
-#include "turn.cuh"
 
 namespace decode {
 
 constexpr int kKeys = 16;       // of a tile
 constexpr int kMostGroup = 8;   // query heads of a key head
 constexpr int kWarps = 4;       // of a block
-constexpr int kStages = 4;      // tiles of a warp that are there or on their way
+constexpr int kStages = 3;      // tiles of a warp that are there or on their way
 constexpr int kLeastTiles = 2;  // of a share, for every share costs a part
 
 template <int kDim>
@@ -39,10 +34,8 @@ struct Room {
     static constexpr int kPieces = kDim / 8;         // of 16 bytes, of a head
     static constexpr int kAtOnce = kWarp / kPieces;  // keys that a warp copies in one go
     static constexpr int kLine = kDim + 8;  // a key's numbers and a gap, so that banks take turns
-    static constexpr int kTile = kKeys * kLine * 2;  // bytes of keys, and as many of values
-    static constexpr int kRing = kStages * 2 * kTile;
-    static constexpr int kBytes = kRing + kMostGroup * kLine * 2;  // of a warp; queries come last
-    static constexpr int kPairs = kDim < 64 ? 1 : kDim / 64;       // a thread's, of a head
+    static constexpr int kTile = kKeys * kLine * 2;    // bytes of keys, and as many of values
+    static constexpr int kRing = kStages * 2 * kTile;  // of a warp
 };
 
 // Bytes of a block before its warps': how many tiles precede each row, and where each row ends.
@@ -52,28 +45,24 @@ __device__ __host__ inline int before_warps(int rows) {
 
 template <typename T>
 struct Step {
-    const T* heads;   // (rows, query heads, dim); turn: (rows, query, key and value heads, dim)
-    const T* weight;  // (query and key heads, dim), or nullptr
-    const T *cosine, *sine;       // (rows, dim / 2)
-    T *keys, *values;             // (positions, kv_heads, dim)
+    const T* q;                   // (rows, query heads, dim)
+    const T *keys, *values;       // (positions, kv_heads, dim)
     const int32_t *pages, *ends;  // (rows, width); (rows,)
     T* out;                       // (rows, query heads, dim)
     float *parts, *sums;          // (2 * shares, query heads, dim); (2 * shares, query heads)
     int* arrived;                 // (shares, kv_heads), zeros before and after
-    int64_t stride, width;        // of `heads`; of `pages`
+    int64_t stride, width;        // of q's rows; of the pages'
     int rows, group, kv_heads, page_size;
-    int shift;         // of positions to their page, or below 0
-    int window;        // newest positions that are seen; 0: all
-    int shares;        // at most, of a key head
-    float eps, scale;  // of the norm; of scores, to base 2
-    bool turn;
+    int shift;    // of positions to their page, or below 0
+    int window;   // newest positions that are seen; 0: all
+    int shares;   // at most, of a key head
+    float scale;  // of scores, to base 2
 };
 
 template <typename T, int kDim>
 class Worker {
     using Of = Room<kDim>;
-    static constexpr int kPairs = Of::kPairs, kHalf = kDim / 2, kLine = Of::kLine;
-    using P = Pairs<T, kPairs>;
+    static constexpr int kLine = Of::kLine;
 
   public:
     __device__ Worker(const Step<T>& step, const int* first, unsigned char* ring, int worker)
@@ -81,7 +70,6 @@ class Worker {
           first_(first),
           ends_(first + step.rows + 1),
           ring_(reinterpret_cast<T*>(ring)),
-          queries_(reinterpret_cast<T*>(ring + Of::kRing)),
           lane_(threadIdx.x % kWarp),
           head_(worker % step.kv_heads),
           share_(worker / step.kv_heads),
@@ -95,13 +83,18 @@ class Worker {
         const int begin = static_cast<int>(every * share_ / shares_);
         stop_ = static_cast<int>(every * (share_ + 1) / shares_);
         row_ = row_of(begin);
-        if (!step_.turn) wait_for_inputs();  // its newest keys among them
         coming_row_ = row_, coming_ = begin;
         look_ahead();
-        for (int i = 0; i < kStages - 1; ++i) fetch(i);
-        if (step_.turn) wait_for_inputs();
-        for (int i = lane_; i < kMostGroup * kLine; i += kWarp) queries_[i] = T{};
-        __syncwarp();
+        bool waited = false;
+        for (int i = 0; i < kStages - 1; ++i) {
+            // a row's last tile has the newest key, which the kernel ahead stores
+            if (!waited && coming_ + 1 == first_[coming_row_ + 1]) {
+                wait_for_inputs();
+                waited = true;
+            }
+            fetch(i);
+        }
+        if (!waited) wait_for_inputs();
         int stage = 0, last = begin;  // the tile behind the row's last one
         for (int tile = begin; tile < stop_; ++tile) {
             if (tile == last) {
@@ -113,7 +106,6 @@ class Worker {
             __syncwarp();
             fetch(stage == 0 ? kStages - 1 : stage - 1);
             const bool ends = tile == last - 1;
-            if (step_.turn && ends) put_newest(stage);
             if (ends || (step_.window > 0 && tile == first_[row_])) {
                 look_at_tile<true>(stage, (lowest(row_) + tile - first_[row_]) * kKeys);
             } else {
@@ -128,7 +120,7 @@ class Worker {
   private:
     const Step<T>& step_;
     const int *const first_, *const ends_;
-    T *const ring_, *const queries_;
+    T* const ring_;
     const int lane_, head_, share_;
     const bool whole_;  // a tile lies on one page
     int shares_, stop_, row_;
@@ -136,7 +128,6 @@ class Worker {
     int coming_keys_;          // of them
     int coming_place_;         // where its first key lies; not whole: its key lane % 16
     uint32_t q_[kDim / 16][2];
-    P newest_key_, newest_value_;
     float best_[2], total_[2];  // of heads 2 (lane % 4) and the next; total: of this lane's keys
     float sums_[kDim / 16][4];  // numbers lane / 4 and + 8 of those heads
 
@@ -160,14 +151,14 @@ class Worker {
                page * step_.page_size;
     }
 
-    // Ask where the next tile's keys lie. The newest is not there yet if this kernel stores it.
+    // Ask where the next tile's keys lie.
     __device__ void look_ahead() {
         if (coming_ >= stop_) return;
         const int row = coming_row_;
         const int position = (lowest(row) + coming_ - first_[row]) * kKeys;
-        coming_keys_ = min(ends_[row] - step_.turn - position, kKeys);
+        coming_keys_ = min(ends_[row] - position, kKeys);
         const int mine = whole_ ? 0 : lane_ % kKeys;
-        if (mine < max(coming_keys_, 1)) coming_place_ = location(row, position + mine);
+        if (mine < coming_keys_) coming_place_ = location(row, position + mine);
     }
 
     __device__ T* tile_of(int stage) const { return ring_ + stage * 2 * kKeys * kLine; }
@@ -211,67 +202,18 @@ class Worker {
         end_copy_group();
     }
 
-    // Queries of a row; its newest key and value, if this share has its last tile.
+    // The row's queries, and nothing seen yet.
     __device__ void begin_row() {
-        const int row = row_, at = lane_ * kPairs, group = step_.group;
-        const bool mine = at < kHalf, normed = step_.turn && step_.weight != nullptr;
-        const bool newest = step_.turn && first_[row + 1] <= stop_;
-        const int key = step_.kv_heads * group + head_;
-        const T* const heads = step_.heads + row * step_.stride + at;
-        const T* const weight = step_.weight + at;
-        P x[kMostGroup + 1], factors[kMostGroup + 1] = {};
+        const int head = lane_ / 4, group = step_.group;
+        const T* const own =
+            step_.q + row_ * step_.stride + (head_ * group + head) * kDim + lane_ % 4 * 2;
 #pragma unroll
-        for (int i = 0; i <= kMostGroup; ++i) {
-            const int head = i < kMostGroup ? head_ * group + i : key;
-            const bool there = mine && (i < kMostGroup ? i < group : newest);
-            x[i] = read_pairs<T, kPairs>(heads + head * kDim, kHalf, there);
-            if (normed) {
-                factors[i] = read_pairs<T, kPairs>(weight + head * kDim, kHalf, there);
-            }
-        }
-        const int value = key + step_.kv_heads;
-        newest_value_ = read_pairs<T, kPairs>(heads + value * kDim, kHalf, mine && newest);
-        if (step_.turn) {
-            const auto cosine = read_run<T, kPairs>(step_.cosine + row * kHalf + at, mine);
-            const auto sine = read_run<T, kPairs>(step_.sine + row * kHalf + at, mine);
-#pragma unroll
-            for (int i = 0; i <= kMostGroup; ++i) {
-                if (i < kMostGroup ? i < group : newest) {
-                    x[i] = turned(x[i], normed, factors[i], step_.eps, kHalf, cosine, sine);
-                }
-            }
-        }
-        if (mine && newest) {
-            const int64_t to = location(row, ends_[row] - 1);
-            const int64_t memory = (to * step_.kv_heads + head_) * kDim + at;
-            write_pairs(step_.keys + memory, kHalf, x[kMostGroup]);
-            write_pairs(step_.values + memory, kHalf, newest_value_);
-        }
-        newest_key_ = x[kMostGroup];
-#pragma unroll
-        for (int i = 0; i < kMostGroup; ++i) {
-            if (mine && i < group) write_pairs(queries_ + i * kLine + at, kHalf, x[i]);
-        }
-        __syncwarp();
-        const T* const own = queries_ + lane_ / 4 * kLine + lane_ % 4 * 2;
-#pragma unroll
-        for (int i = 0; i < kDim / 16; ++i) {
-            q_[i][0] = *reinterpret_cast<const uint32_t*>(own + i * 16);
-            q_[i][1] = *reinterpret_cast<const uint32_t*>(own + i * 16 + 8);
-            for (float& sum : sums_[i]) sum = 0.0f;
+        for (int i = 0; i < kDim / 8; ++i) {
+            const bool there = head < group;
+            q_[i / 2][i % 2] = there ? *reinterpret_cast<const uint32_t*>(own + i * 8) : 0;
+            sums_[i / 2][i % 2] = sums_[i / 2][i % 2 + 2] = 0.0f;
         }
         for (int i = 0; i < 2; ++i) best_[i] = -INFINITY, total_[i] = 0.0f;
-    }
-
-    // Put the newest key and value where they would have been copied to.
-    __device__ void put_newest(int stage) {
-        const int key = (ends_[row_] - 1) % kKeys, at = lane_ * kPairs;
-        if (at < kHalf) {
-            T* const to = tile_of(stage) + key * kLine + at;
-            write_pairs(to, kHalf, newest_key_);
-            write_pairs(to + kKeys * kLine, kHalf, newest_value_);
-        }
-        __syncwarp();
     }
 
     // kMasked: not all of its keys are seen; then position is the first one's.
@@ -441,7 +383,7 @@ __device__ inline void count_tiles(const Step<T>& step, int* first) {
     if (lane == kWarp - 1) first[step.rows] = before;
 }
 
-// What a block does. shared: before_warps and kWarps times Room::kBytes.
+// What a block does. shared: before_warps and kWarps times Room::kRing.
 template <typename T, int kDim>
 __device__ inline void attend(const Step<T>& step, unsigned char* shared) {
     const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -449,7 +391,7 @@ __device__ inline void attend(const Step<T>& step, unsigned char* shared) {
     if (warp == 0) count_tiles(step, first);
     __syncthreads();
     let_next_start();
-    unsigned char* const own = shared + before_warps(step.rows) + warp * Room<kDim>::kBytes;
+    unsigned char* const own = shared + before_warps(step.rows) + warp * Room<kDim>::kRing;
     Worker<T, kDim>(step, first, own, static_cast<int>(blockIdx.x) * kWarps + warp).run();
 }
 
