@@ -24,8 +24,9 @@ _KEYS: Final = 64  # positions that a program looks at together
 # Decode steps: so many programs a multiprocessor, with so few registers that all are there at once.
 # On an H200, 16, 64 and 256 rows of 300 to 1500 positions, 8 key heads: 23.8, 58.6, 219 us a layer
 # (at 4.3 TB/s 13.9, 49.7, 218); twice as many programs took 27.1, 65.4, 225.
-_PROGRAMS: Final = 4
-_REGISTERS: Final = 128
+import os
+_PROGRAMS = int(os.environ.get("PROGRAMS", "4"))
+_REGISTERS = int(os.environ.get("REGISTERS", "128"))
 _ROWS: Final = 256  # kernels are compiled for so many rows, and for each doubling above
 
 

@@ -51,6 +51,7 @@ class Graphs:
 
     def __init__(self, parts: Parts, most: int) -> None:
         self.parts = parts
+        self.windows = ()
         self._sizes, self._kept = sizes(most), dict[tuple[int, bool], Decode]()
         self._memory = torch.cuda.graph_pool_handle()
         self._failed = False
@@ -124,13 +125,53 @@ class Decode:
         meta = Meta(*host, pages, inputs.locations, DeviceMeta(ends, first))
         memory = Paged(pool, attention, inputs.locations, meta.token(addresses, pool.page_size))
         self._kept = inputs, meta  # a graph keeps addresses, not tensors
+        import os
+        parts_n = int(os.environ.get("HALVES", "1")) if size >= int(os.environ.get("HALVES_FROM", "16")) else 1
+        offset = os.environ.get("OFFSET", "1") == "1"
+        side = [torch.cuda.Stream(device) for _ in range(parts_n - 1)]
+        cut = [size * i // parts_n for i in range(parts_n + 1)]
+        metas, attns = [], []
+        for i in range(parts_n if parts_n > 1 else 0):
+            lo, hi = cut[i], cut[i + 1]
+            f = torch.arange(hi - lo + 1, dtype=torch.int32, device=device)
+            h = np.zeros(hi - lo, np.int64), np.ones(hi - lo, np.int64)
+            m = Meta(*h, pages[lo:hi], inputs.locations[lo:hi], DeviceMeta(ends[lo:hi], f))
+            a = type(attention._decodes if hasattr(attention, "_decodes") else attention)(pool, graphs.windows)
+            a.capture(m, heads)
+            metas.append(m); attns.append(a)
+        self._more = metas, attns, side
         self._replan: Replan = attention.capture(meta, heads)
         self._graph = torch.cuda.CUDAGraph()
 
         def body() -> tuple[Tensor, Tensor | None]:
             pool.kernels.decode_inputs(self._packed, state, inputs)
             attention.captured()
-            hidden = model(inputs.ids, inputs.positions, memory)
+            if parts_n == 1:
+                hidden = model(inputs.ids, inputs.positions, memory)
+            else:
+                main = torch.cuda.current_stream(device)
+                outs = []
+                before = torch.cuda.Event(); before.record(main)
+                class Told(Paged):
+                    def attend(self, layer, q, k, v):
+                        if layer == 0:
+                            nonlocal before
+                            if offset:
+                                before = torch.cuda.Event()
+                                before.record(torch.cuda.current_stream(device))
+                        return self.attention.attend(layer, q, k, v)
+                for i in range(parts_n):
+                    lo, hi = cut[i], cut[i + 1]
+                    m = Told(pool, attns[i], inputs.locations[lo:hi], None)
+                    st = main if i == 0 else side[i - 1]
+                    with torch.cuda.stream(st):
+                        if i:
+                            st.wait_event(before)
+                        outs.append(model(inputs.ids[lo:hi], inputs.positions[lo:hi], m))
+                for st in side:
+                    main.wait_stream(st)
+                hidden = torch.cat(outs)
+                self._outs = outs
             if not greedy:
                 return hidden, None
             tokens = model.logits(hidden).argmax(-1)
