@@ -20,7 +20,7 @@ from minisgl.attention.base import Ints, Meta, Pool, Replan, device_meta
 
 _PROMPT_LINES: Final = 64
 _LEAST_LINES: Final = 16  # of a tensor core's product
-_KEYS: Final = 64  # positions that a program looks at together
+_KEYS = int(__import__("os").environ.get("KEYS", "64"))  # positions that a program looks at together
 # Decode steps: so many programs a multiprocessor, with so few registers that all are there at once.
 # On an H200, 16, 64 and 256 rows of 300 to 1500 positions, 8 key heads: 23.8, 58.6, 219 us a layer
 # (at 4.3 TB/s 13.9, 49.7, 218); twice as many programs took 27.1, 65.4, 225.
@@ -89,7 +89,7 @@ class TritonAttention:
         pages, ends, first = meta.pages, meta.device.ends, meta.device.first
         if self._longest == 1:
             shares = _shares(len(self._arrived) // self._kv_heads, rows)
-            self._kernels.attend_newest[(self._kv_heads, shares)](
+            made = self._kernels.attend_newest[(self._kv_heads, shares)](
                 q,
                 out,
                 torch.empty(2 * shares, heads, dim, device=q.device),
@@ -105,8 +105,12 @@ class TritonAttention:
                 ROWS=max(_ROWS, 1 << (rows - 1).bit_length()),
                 BLOCK_M=lines,
                 maxnreg=_REGISTERS,
+                num_stages=int(os.environ.get("STAGES", "3")),
                 **constants,
             )
+            if layer == 0 and not getattr(TritonAttention, "told", False):
+                TritonAttention.told = True
+                print("attend_newest: shared", made.metadata.shared, "regs", made.n_regs, "spills", made.n_spills, flush=True)
             return out
         lines = max(lines, _PROMPT_LINES)
         blocks = -(-self._longest // (lines // group))

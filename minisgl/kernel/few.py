@@ -16,6 +16,19 @@ from torch import Tensor
 
 from minisgl.kernel.base import Matrix
 
+import os
+from minisgl.kernel.compile import load_cuda
+_MANY = int(os.environ.get("MANY", "0"))
+_MAXMANY = int(os.environ.get("MAXMANY", "128"))
+_mod = None
+def many():
+    global _mod
+    if _mod is None:
+        _mod = load_cuda((9, 0), source="many.cu")["multiply"]
+    return _mod
+def ok(w, n):
+    return _MANY and 5 <= n <= _MAXMANY and w.numel() <= 16 << 20
+
 _TOKENS: Final = (1, 2, 4)
 _LARGEST_INPUT: Final = 40 << 10  # bytes of few tokens' rows, of which each block makes a copy
 _SMALL: Final = 4096  # outputs and inputs of a matrix for which more than one token counts as few
@@ -35,6 +48,16 @@ class FewTokens:
     def __call__(self, x: Tensor) -> Tensor:
         """See ``Matrix``."""
         if not self.takes(x):
+            n = len(x)
+            if ok(self.weight, n) and x.stride(1) == 1:
+                o = self.shape[0]
+                out = x.new_empty(n, o)
+                if o <= 2048:
+                    many()(x, self.weight, self.bias, out, False, 64, 64, 4, 1, 1)
+                    return out
+                if n <= 64 or _MANY > 1:
+                    many()(x, self.weight, self.bias, out, False, 64, 64 if n <= 16 else 48, 1, 1, 1)
+                    return out
             return self._plain(x)
         out = x.new_empty(len(x), self.shape[0])
         self._product(x, self.weight, self.bias, out)
@@ -53,3 +76,9 @@ class FewTokens:
             total = torch.empty_like(x)
         self._normed(x, residual, weight, eps, total, self.weight, self.bias, out)
         return out, x if total is None else total
+
+    def gated(self, x):
+        n, o = len(x), self.shape[0] // 2
+        out = x.new_empty(n, o)
+        many()(x, self.weight, self.bias, out, True, 64, 48, 1, 1, 1)
+        return out

@@ -1,20 +1,33 @@
 // Copies of many bytes to shared memory by an engine of their own, which no load or store of the
 // threads has to queue behind; from compute capability 9.0. Source: PTX ISA, "cp.async.bulk",
-// "mbarrier".
+// "cp.async.bulk.tensor", "mbarrier".
 #pragma once
+#include <cuda.h>
+
 #include "device.cuh"
 
 // Where a thread waits for copies. It is used again and again; each use, from `expect` until all
 // bytes are there, is a phase, the first one is 0.
 using Arrival = uint64_t;
 
+// How a matrix lies in memory, and which box of it a copy takes; host.cuh makes it.
+using TensorMap = CUtensorMap;
+
 __device__ inline uint32_t address_of(const void* shared) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// By one thread, before a barrier of all that use it.
-__device__ inline void prepare(Arrival* at) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address_of(at)) : "memory");
+// The shared memory that a launch asked for, from an address on at which boxes may begin.
+__device__ inline unsigned char* shared_boxes() {
+    extern __shared__ __align__(1024) unsigned char boxes[];
+    return boxes;
+}
+
+// By one thread, before a barrier of all that use it. arrivals: calls of `expect` and `release` in
+// a phase.
+__device__ inline void prepare(Arrival* at, int arrivals = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(at)), "r"(arrivals)
+                 : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
@@ -62,4 +75,35 @@ __device__ inline bool is_over(Arrival* at, int phase) {
 // End a phase in which nothing is copied.
 __device__ inline void release(Arrival* at) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_of(at)) : "memory");
+}
+
+// The same in another block of the cluster. It says nothing of what this thread wrote: release at
+// the cluster's scope would wait for all of that, in every chunk.
+__device__ inline void release_in(int rank, Arrival* at) {
+    asm volatile(
+        "{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
+        "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(address_of(at)),
+        "r"(rank)
+        : "memory");
+}
+
+// Copy a box of rows of 128 bytes as products of warpgroups read them (`boxes_side`): 16-byte piece
+// p of row r is at p ^ r % 8 of it. Zeros where the matrix has ended. blocks: of the cluster, a bit
+// each, that get it, each where this one would, and arrivals there count the bytes.
+__device__ inline void copy_box(void* shared, const TensorMap& map, int column, int row,
+                                Arrival* at, uint32_t blocks) {
+    if ((blocks & (blocks - 1)) == 0) {  // this one alone
+        asm volatile(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+            "[%0], [%1, {%2, %3}], [%4];" ::"r"(address_of(shared)),
+            "l"(&map), "r"(column), "r"(row), "r"(address_of(at))
+            : "memory");
+    } else {
+        asm volatile(
+            "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+            ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(address_of(shared)),
+            "l"(&map), "r"(column), "r"(row), "r"(address_of(at)),
+            "h"(static_cast<uint16_t>(blocks))
+            : "memory");
+    }
 }

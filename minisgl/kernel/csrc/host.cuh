@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "bulk.cuh"
+
 using tvm::ffi::Optional;
 using tvm::ffi::TensorView;
 
@@ -146,6 +148,33 @@ int64_t resident_clusters(void (*kernel)(Params...), int cluster, int threads, i
     TVM_FFI_ICHECK(error == cudaSuccess && clusters > 0)
         << cudaGetErrorString(error) << "; " << clusters << " clusters fit the GPU";
     return clusters;
+}
+
+// A matrix of 16-bit numbers in boxes; see copy_box. stride: numbers from row to row, a multiple of
+// 8. box_rows, box_columns: of a box.
+inline TensorMap in_boxes(const void* first, int64_t rows, int64_t columns, int64_t stride,
+                          int box_rows, int box_columns) {
+    // of the driver, which this is not linked with
+    static const auto encode = [] {
+        void* found = nullptr;
+        cudaDriverEntryPointQueryResult how = {};
+        const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
+                                                                   12000, cudaEnableDefault, &how);
+        TVM_FFI_ICHECK(error == cudaSuccess && found != nullptr) << "a driver without tensor maps";
+        return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
+    }();
+    const cuuint64_t whole[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t apart[] = {static_cast<cuuint64_t>(stride) * 2};
+    const cuuint32_t part[] = {static_cast<cuuint32_t>(box_columns),
+                               static_cast<cuuint32_t>(box_rows)};
+    const cuuint32_t every[] = {1, 1};
+    TensorMap map;
+    const CUresult error =
+        encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, const_cast<void*>(first), whole, apart,
+               part, every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    TVM_FFI_ICHECK(error == CUDA_SUCCESS) << "no map of a tensor: error " << error;
+    return map;
 }
 
 template <typename T>

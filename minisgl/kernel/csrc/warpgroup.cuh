@@ -20,6 +20,16 @@ __device__ inline uint64_t right_side(const uint4* first, int next) {
     return (at & 0x3ffff) >> 4 | static_cast<uint64_t>(next) << 16 | kEight << 32;
 }
 
+// Rows of 64 numbers, 128 bytes, as `copy_box` leaves them from `first` on, as one side of a
+// product: their first 16 inputs; the next are kBoxStep further on.
+__device__ inline uint32_t boxes_side(const unsigned char* first) {
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(first));
+    return (at & 0x3ffff) >> 4 | 1u << 16;
+}
+constexpr uint32_t kBoxStep = 2;
+// ... and what all have above that: 64 pieces from 8 rows to the next, swizzled in 128 bytes.
+constexpr uint64_t kBoxes = uint64_t{64 | 1u << 30} << 32;
+
 // Write to shared memory what products read there.
 __device__ inline void write_for_products(uint32_t* shared, uint32_t word) {
     *shared = word;
@@ -59,16 +69,29 @@ __device__ inline void settle(float (&sums)[kTiles][4]) {
 template <typename T, int kTiles>
 __device__ inline void multiply_group(float (&sums)[kTiles][4], const uint32_t (&a)[4], uint64_t b);
 
+// The same with both sides in shared memory.
+template <typename T, int kTiles>
+__device__ inline void multiply_boxes(float (&sums)[kTiles][4], uint32_t a, uint32_t b);
+
 #define SUMS(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
 #define SUMS_2 SUMS(0), SUMS(1)
 #define SUMS_4 SUMS_2, SUMS(2), SUMS(3)
-#define SUMS_8 SUMS_4, SUMS(4), SUMS(5), SUMS(6), SUMS(7)
+#define SUMS_6 SUMS_4, SUMS(4), SUMS(5)
+#define SUMS_8 SUMS_6, SUMS(6), SUMS(7)
+#define SUMS_12 SUMS_8, SUMS(8), SUMS(9), SUMS(10), SUMS(11)
+#define SUMS_16 SUMS_12, SUMS(12), SUMS(13), SUMS(14), SUMS(15)
 #define PLACES_2 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define PLACES_4 PLACES_2 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define PLACES_8                                                          \
-    PLACES_4                                                              \
-    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, " \
-    "%29, %30, %31"
+#define PLACES_6 PLACES_4 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define PLACES_8 PLACES_6 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define PLACES_12                                                         \
+    PLACES_8                                                              \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, " \
+    "%45, %46, %47"
+#define PLACES_16                                                         \
+    PLACES_12                                                             \
+    ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, " \
+    "%61, %62, %63"
 #define MULTIPLY_GROUP(T, TYPE, TILES, COLUMNS, A_AND_B)                                  \
     template <>                                                                           \
     __device__ inline void multiply_group<T, TILES>(float (&sums)[TILES][4],              \
@@ -85,10 +108,42 @@ MULTIPLY_GROUP(__nv_bfloat16, "bf16", 2, "16", "{%8, %9, %10, %11}, %12")
 MULTIPLY_GROUP(__nv_bfloat16, "bf16", 4, "32", "{%16, %17, %18, %19}, %20")
 MULTIPLY_GROUP(__nv_bfloat16, "bf16", 8, "64", "{%32, %33, %34, %35}, %36")
 #undef MULTIPLY_GROUP
+#define MULTIPLY_BOXES(TILES, COLUMNS, A_AND_B)                                               \
+    template <>                                                                               \
+    __device__ inline void multiply_boxes<__half, TILES>(float (&sums)[TILES][4], uint32_t a, \
+                                                         uint32_t b) {                        \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS                              \
+                     "k16.f32.f16.f16"                                                        \
+                     " {" PLACES_##TILES "}, " A_AND_B ", 1, 1, 1, 0, 0;"                     \
+                     : SUMS_##TILES                                                           \
+                     : "l"(kBoxes | a), "l"(kBoxes | b));                                     \
+    }                                                                                         \
+    template <>                                                                               \
+    __device__ inline void multiply_boxes<__nv_bfloat16, TILES>(float (&sums)[TILES][4],      \
+                                                                uint32_t a, uint32_t b) {     \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS                              \
+                     "k16.f32.bf16.bf16"                                                      \
+                     " {" PLACES_##TILES "}, " A_AND_B ", 1, 1, 1, 0, 0;"                     \
+                     : SUMS_##TILES                                                           \
+                     : "l"(kBoxes | a), "l"(kBoxes | b));                                     \
+    }
+MULTIPLY_BOXES(2, "16", "%8, %9")
+MULTIPLY_BOXES(4, "32", "%16, %17")
+MULTIPLY_BOXES(6, "48", "%24, %25")
+MULTIPLY_BOXES(8, "64", "%32, %33")
+MULTIPLY_BOXES(12, "96", "%48, %49")
+MULTIPLY_BOXES(16, "128", "%64, %65")
+#undef MULTIPLY_BOXES
+#undef PLACES_16
+#undef PLACES_12
 #undef PLACES_8
+#undef PLACES_6
 #undef PLACES_4
 #undef PLACES_2
+#undef SUMS_16
+#undef SUMS_12
 #undef SUMS_8
+#undef SUMS_6
 #undef SUMS_4
 #undef SUMS_2
 #undef SUMS
