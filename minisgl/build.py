@@ -12,17 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minisgl.config import (
+from minisgl.config import EngineConfig
+from minisgl.engine.engine import Engine
+from minisgl.engine.runner import HashRunner, Runner
+from minisgl.resolve import (
     BULK_COPIES,
     TENSOR_CORES,
-    EngineConfig,
     Hardware,
     gpu_attention,
     no_marlin,
     resolve,
 )
-from minisgl.engine.engine import Engine
-from minisgl.engine.runner import HashRunner, Runner
 from minisgl.scheduler.policy import find_policy
 from minisgl.scheduler.replay import fresh
 

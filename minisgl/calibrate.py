@@ -8,8 +8,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from minisgl.build import hardware
-from minisgl.config import EngineConfig, resolve
+from minisgl.config import EngineConfig
 from minisgl.engine.codec import Codec
+from minisgl.resolve import resolve
 
 if TYPE_CHECKING:
     from torch import Tensor

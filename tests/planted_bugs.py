@@ -1065,10 +1065,10 @@ BUGS += [
     ),
     Bug(
         "copies of key heads are not counted as memory",
-        "minisgl/config.py",
+        "minisgl/resolve.py",
         "held = model.kv_heads_of(out.tp) * (1 if on_gpu else out.tp)",
         "held = model.num_kv_heads // (out.tp if on_gpu else 1)",
-        ("tests/test_config.py",),
+        ("tests/test_resolve.py",),
     ),
     Bug(
         "a snapshot's pages go back in the order in which they were copied",
@@ -1351,10 +1351,10 @@ BUGS += [
     ),
     Bug(
         "a GPU without bulk copies is said to have the kernel for all layers",
-        "minisgl/config.py",
+        "minisgl/resolve.py",
         "if hardware.capability < BULK_COPIES:",
         "if hardware.capability < TENSOR_CORES:",
-        ("tests/test_config.py",),
+        ("tests/test_resolve.py",),
     ),
     Bug(
         "the kernel for all layers is compiled although it is switched off",

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from minisgl.build import _has_cuda_kernels, _has_marlin_kernels, _has_megakernels
-from minisgl.config import EngineConfig, Hardware
+from minisgl.config import EngineConfig
+from minisgl.resolve import Hardware
 
 pytest.importorskip("tvm_ffi", reason="no apache-tvm-ffi, which calls the kernels")
 

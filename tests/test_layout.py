@@ -15,7 +15,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "minisgl"
 
 # Rooms upwards. A room imports itself and what stands before it; rooms on one floor share nothing.
-GROUND = (("sampling", "display"), ("request",), ("core",), ("config", "registry"))
+GROUND = (("sampling", "display"), ("request",), ("core",), ("config", "registry"), ("resolve",))
 HOST = (("kvcache",), ("scheduler",), ("trace",), ("engine",))
 TORCH = (
     ("kernel", "distributed"),
@@ -40,6 +40,7 @@ SEAM = {
     "minisgl.sampling",
     "minisgl.core",
     "minisgl.config",
+    "minisgl.resolve",
     "minisgl.registry",
     "minisgl.engine.runner",
 }

@@ -13,9 +13,9 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from minisgl.config import TENSOR_CORES
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.int4 import Int4, pack, unpack
+from minisgl.resolve import TENSOR_CORES
 
 _STRIP: Final = 32  # outputs of a warp
 _INPUTS: Final = 128  # of a chunk

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minisgl.config import BULK_COPIES
 from minisgl.kernel.base import LayerWeights, Matrix, Shape, TokenMemory
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.few import FewTokens
 from minisgl.kernel.marlin import MarlinInt4
+from minisgl.resolve import BULK_COPIES
 
 
 class _Weight(NamedTuple):

@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Final
 
 from minisgl import registry
-from minisgl.config import ModelFacts
 from minisgl.layers.rotary import Rope
 from minisgl.models.fields import Fields
 from minisgl.models.packing import Packing
+from minisgl.resolve import ModelFacts
 
 DTYPE_BYTES: Final = MappingProxyType({"float32": 4, "float16": 2, "bfloat16": 2})
 

@@ -16,11 +16,11 @@ import torch
 
 import minisgl
 from minisgl import registry
-from minisgl.config import BULK_COPIES
 from minisgl.core import Request, SamplingParams
 from minisgl.engine.engine import Engine
 from minisgl.kernel.base import Kernels
 from minisgl.kernel.megakernel import Megakernel
+from minisgl.resolve import BULK_COPIES
 from tests.gpu.test_tokens import prompts
 from tests.kernel.one_token import Case, OneToken
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import minisgl
-from minisgl.config import BULK_COPIES
 from minisgl.core import Request, SamplingParams
 from minisgl.models.hub import locate
+from minisgl.resolve import BULK_COPIES
 from minisgl.tiny.generate import chat, messages
 
 pytestmark = pytest.mark.gpu
