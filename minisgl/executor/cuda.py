@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import chain
 from time import perf_counter
 from typing import NamedTuple
@@ -24,19 +23,18 @@ from minisgl import registry
 from minisgl.attention.base import Attention, DeviceMeta, Meta, Paged
 from minisgl.config import EngineConfig
 from minisgl.core import Batch, Logprob, Outcome, Row, Span
-from minisgl.distributed.group import Group, share_kv_heads
+from minisgl.distributed.group import Group
 from minisgl.engine.runner import Launch
 from minisgl.executor.clock import DeviceClock
 from minisgl.executor.graph import Graphs, Parts
-from minisgl.executor.kv_pool import KVPool
 from minisgl.executor.logprobs import of_prompts, of_tokens
+from minisgl.executor.memory import Memory
 from minisgl.executor.sampler import choose
-from minisgl.executor.tables import Staging, Tables, ranges, spread
+from minisgl.executor.tables import Staging, ranges, spread
 from minisgl.kernel.base import Kernels
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 
-Contents = list[tuple[Tensor, Tensor]]  # keys and values of some pages on each layer
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
 
@@ -69,19 +67,10 @@ class CudaForward:
         self.lane = "device" if group.size == 1 else f"device {group.rank}"
         self._num_pages, self._vocab_size = limits.num_pages, model_config.vocab_size
         self._stream = stream_of(model.device)
-        self._pool = KVPool(
-            model_config.num_layers,
-            limits.num_pages + 1,
-            limits.page_size,
-            len(share_kv_heads(model_config.num_kv_heads, group)),
-            model_config.head_dim,
-            model.dtype,
-            model.device,
-            kernels,
+        self.memory = Memory(
+            model, model_config, config, group, spare=1, kernels=kernels, stream=self._stream
         )
-        max_pages = -(-limits.max_seq_len // limits.page_size)
-        self._tables = Tables(limits.max_running + 1, max_pages, model.device)
-        self._tables.pages[limits.max_running] = limits.num_pages
+        self._pool, self._tables = self.memory.pool, self.memory.tables
         self._staging = Staging(depth, model.device)
         self._sampling_staging = Staging(depth, model.device)
         backend = registry.find("attention", config.attention)
@@ -99,13 +88,8 @@ class CudaForward:
         ]  # those that no launch has
         self._flying = deque[_Launch]()
         torch.cuda.synchronize(model.device)  # what was prepared, was on another stream
-        with self._streaming():
+        with self.memory.in_order():
             self._last_end.record()
-
-    @property
-    def device(self) -> torch.device:
-        """The GPU."""
-        return self._model.device
 
     def run(self, batch: Batch) -> Outcome:
         """Compute a batch and wait for its tokens. See ``Forward.run``."""
@@ -120,7 +104,7 @@ class CudaForward:
         begin = torch.cuda.Event(enable_timing=True)
         end = torch.cuda.Event(enable_timing=True)
         try:
-            with self._streaming():
+            with self.memory.in_order():
                 tokens, logprobs, prompts = self._compute(batch, begin)
                 host = self._results.pop() if self._results else self._more_results()
                 host[: len(tokens)].copy_(tokens, non_blocking=True)
@@ -156,36 +140,6 @@ class CudaForward:
                 )
             first.outcome, first.forward = outcome, None
 
-    def read(self, pages: Sequence[int]) -> Contents:
-        """Copies of these pages."""
-        with self._streaming():
-            return self._pool.read(self._indices(pages))
-
-    def put(self, pages: Sequence[int], contents: Contents, rows: Sequence[int]) -> None:
-        """Write to these pages what ``read`` returned in ``rows``, here or in another."""
-        with self._streaming():
-            self._pool.put(self._indices(pages), contents, self._indices(rows))
-
-    def copy_tables(self) -> Tables:
-        """An independent copy of the tables."""
-        with self._streaming():
-            return self._tables.twin()
-
-    def set_tables(self, tables: Tables) -> None:
-        """Take over what ``copy_tables`` returned, here or in another."""
-        with self._streaming():
-            self._tables.copy_(tables)
-
-    @property
-    def page_bytes(self) -> int:
-        """What a page takes."""
-        return self._pool.page_bytes
-
-    @property
-    def table_bytes(self) -> int:
-        """What the tables take."""
-        return self._tables.num_bytes
-
     def fork(self) -> CudaForward:
         """The same model with pages and tables of its own, all blank.
 
@@ -201,11 +155,6 @@ class CudaForward:
         if self._flying:
             self.settle(self._flying[-1])
         self._stream.synchronize()
-
-    @contextmanager
-    def _streaming(self) -> Iterator[None]:
-        with torch.inference_mode(), torch.cuda.stream(self._stream):
-            yield
 
     def _more_results(self) -> Tensor:
         """More than ``depth`` batches are in flight."""
@@ -298,12 +247,9 @@ class CudaForward:
         meta = Meta(starts, lengths, tables.pages[slot, :used], at, on_device)
         return _Inputs(id_, position, meta, sampled, into)
 
-    def _indices(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
-
     def _no_memory(self, batch: Batch, error: Exception) -> str:
-        free, total = torch.cuda.mem_get_info(self.device)
-        kept = (self._num_pages + 1) * self.page_bytes
+        free, total = torch.cuda.mem_get_info(self.memory.device)
+        kept = (self._num_pages + 1) * self._pool.page_bytes
         return (
             f"no GPU memory for the {batch.num_tokens} positions of a step ({free} of {total} "
             f"bytes are free, KV pages take {kept}): {str(error).splitlines()[0]} Lower "

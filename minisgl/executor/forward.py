@@ -15,15 +15,14 @@ from minisgl import registry
 from minisgl.attention.base import Attention, Ints, Meta, Paged
 from minisgl.config import EngineConfig
 from minisgl.core import Batch, Logprob, Outcome, Row, Span
-from minisgl.distributed.group import Group, share_kv_heads
-from minisgl.executor.kv_pool import KVPool
+from minisgl.distributed.group import Group
 from minisgl.executor.logprobs import of_prompts, of_tokens
+from minisgl.executor.memory import Memory
 from minisgl.executor.sampler import choose
-from minisgl.executor.tables import Staging, Tables, ranges, spread
+from minisgl.executor.tables import Staging, ranges, spread
 from minisgl.models.config import ModelConfig
 from minisgl.models.decoder import Model
 
-Contents = list[tuple[Tensor, Tensor]]  # keys and values of some pages on each layer
 _FED_BACK = (0,)  # stands where a row's token is on the device already
 
 
@@ -47,17 +46,8 @@ class Forward:
         self._model, self._page_size, self._group = model, limits.page_size, group
         self._samples = group.rank == 0
         self.lane = "device" if group.size == 1 else f"device {group.rank}"
-        self._pool = KVPool(
-            model_config.num_layers,
-            limits.num_pages,
-            limits.page_size,
-            len(share_kv_heads(model_config.num_kv_heads, group)),
-            model_config.head_dim,
-            model.dtype,
-            model.device,
-        )
-        max_pages = -(-limits.max_seq_len // limits.page_size)
-        self._tables = Tables(limits.max_running, max_pages, model.device)
+        self.memory = Memory(model, model_config, config, group)
+        self._pool, self._tables = self.memory.pool, self.memory.tables
         self._staging = Staging(depth, model.device)
         self._sampling_staging = Staging(depth, model.device)
         self._vocab_size = model_config.vocab_size
@@ -85,44 +75,6 @@ class Forward:
             return Outcome(batch.step, (), (span,))
         return Outcome(batch.step, out, (span,), None, logprobs, prompts)
 
-    @torch.inference_mode()
-    def read(self, pages: Sequence[int]) -> Contents:
-        """Copies of these pages."""
-        return self._pool.read(self._indices(pages))
-
-    @torch.inference_mode()
-    def put(self, pages: Sequence[int], contents: Contents, rows: Sequence[int]) -> None:
-        """Write to these pages what ``read`` returned in ``rows``, here or in another."""
-        self._pool.put(self._indices(pages), contents, self._indices(rows))
-
-    @torch.inference_mode()
-    def copy_tables(self) -> Tables:
-        """An independent copy of the tables."""
-        return self._tables.twin()
-
-    @torch.inference_mode()
-    def set_tables(self, tables: Tables) -> None:
-        """Take over what ``copy_tables`` returned, here or in another."""
-        self._tables.copy_(tables)
-
-    @property
-    def device(self) -> torch.device:
-        """What it computes on."""
-        return self._model.device
-
-    @property
-    def page_bytes(self) -> int:
-        """What a page takes."""
-        return self._pool.page_bytes
-
-    @property
-    def table_bytes(self) -> int:
-        """What the tables take."""
-        return self._tables.num_bytes
-
-    def _indices(self, numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, dtype=torch.int64, device=self.device)
-
     def fork(self) -> Forward:
         """The same model with pages and tables of its own, all blank.
 
@@ -131,7 +83,7 @@ class Forward:
         try:
             return Forward(*self._made_of)
         except (MemoryError, RuntimeError) as error:  # torch says RuntimeError, CUDA a kind of it
-            need = self._pool.num_pages * self.page_bytes
+            need = self._pool.num_pages * self._pool.page_bytes
             raise MemoryError(
                 f"a fork needs {need} bytes for KV pages of its own, and they are not to be had "
                 f"({str(error).splitlines()[0]}); close other engines, or load with fewer num_pages"

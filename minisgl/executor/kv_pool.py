@@ -12,6 +12,8 @@ from torch import Tensor
 from minisgl.kernel.base import Kernels, Place
 from minisgl.kernel.plain import PlainKernels
 
+Contents = list[tuple[Tensor, Tensor]]  # keys and values of some pages on each layer
+
 
 class KVPool:
     """``num_pages`` pages of ``page_size`` positions, on each layer, for keys and for values.
@@ -66,14 +68,14 @@ class KVPool:
         """What one page takes on all layers."""
         return 2 * len(self.keys) * self.keys[0][0].nbytes
 
-    def read(self, pages: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def read(self, pages: Tensor) -> Contents:
         """Copies of these pages, (n,) int64: keys and values of each layer."""
         return [
             (keys[pages], values[pages])
             for keys, values in zip(self.keys, self.values, strict=True)
         ]
 
-    def put(self, pages: Tensor, contents: list[tuple[Tensor, Tensor]], rows: Tensor) -> None:
+    def put(self, pages: Tensor, contents: Contents, rows: Tensor) -> None:
         """Write to these pages what ``read`` returned in ``rows``; both (n,) int64."""
         for keys, values, (old_keys, old_values) in zip(
             self.keys, self.values, contents, strict=True

@@ -17,7 +17,8 @@ from minisgl.core import Batch, KernelSpan
 from minisgl.distributed.group import ALONE, Group
 from minisgl.engine.runner import Launch, Snapshot, Worker
 from minisgl.executor.cuda import CudaForward
-from minisgl.executor.forward import Contents, Forward
+from minisgl.executor.forward import Forward
+from minisgl.executor.kv_pool import Contents
 from minisgl.executor.profiler import Profiler
 from minisgl.executor.tables import Tables
 from minisgl.models.config import ModelConfig
@@ -63,31 +64,31 @@ class TorchRunner:
 
     def snapshot_bytes(self, num_pages: int) -> int:
         """See ``Runner``."""
-        return num_pages * self._open().page_bytes
+        return num_pages * self._open().memory.pool.page_bytes
 
     def snapshot(
         self, pages: Sequence[int], fresh: Sequence[int], base: Snapshot | None
     ) -> Snapshot:
         """See ``Runner``. It is made by the worker, after what was launched before."""
-        forward = self._open()
+        memory = self._open().memory
         assert base is None or isinstance(base, _Snapshot), "a snapshot of another kind of runner"
-        chunk = _Chunk(self._worker.submit(forward.read, fresh), len(fresh) * forward.page_bytes)
+        chunk = _Chunk(self._worker.submit(memory.read, fresh), len(fresh) * memory.pool.page_bytes)
         where = {page: (chunk, row) for row, page in enumerate(fresh)}
         for page in pages:
             if page not in where:
                 assert base is not None, f"page {page} is neither fresh nor in a base"
                 where[page] = base.where[page]
-        tables = self._worker.submit(forward.copy_tables)
-        return _Snapshot(where, tables, forward.table_bytes)
+        tables = self._worker.submit(memory.copy_tables)
+        return _Snapshot(where, tables, memory.tables.num_bytes)
 
     def restore(self, snapshot: Snapshot) -> None:
         """See ``Runner``. Waits until it is done."""
         assert isinstance(snapshot, _Snapshot), "a snapshot of another kind of runner"
-        forward, done = self._open(), list[Future[None]]()
+        memory, done = self._open().memory, list[Future[None]]()
         for chunk, places in snapshot.by_chunk():
             pages, rows = zip(*places, strict=True)
-            done.append(self._worker.submit(forward.put, pages, chunk.contents.result(), rows))
-        done.append(self._worker.submit(forward.set_tables, snapshot.tables.result()))
+            done.append(self._worker.submit(memory.put, pages, chunk.contents.result(), rows))
+        done.append(self._worker.submit(memory.set_tables, snapshot.tables.result()))
         for future in done:
             future.result()
 
@@ -101,7 +102,7 @@ class TorchRunner:
         C++ functions, without those that are called by others of them."""
         forward, seen = self._open(), list[KernelSpan]()
         self._settle(forward)
-        with Profiler(forward.lane, forward.device) as profiler:
+        with Profiler(forward.lane, forward.memory.device) as profiler:
             self._profiler = profiler
             try:
                 yield seen
@@ -124,7 +125,7 @@ class TorchRunner:
         if isinstance(forward, Forward):
             self._worker.submit(lambda: None).result()
         else:
-            torch.cuda.synchronize(forward.device)
+            torch.cuda.synchronize(forward.memory.device)
 
     def _open(self) -> Forward | CudaForward:
         if self._forward is None:

@@ -23,7 +23,8 @@ from minisgl.core import Outcome
 from minisgl.distributed.processes import Lost, Processes
 from minisgl.executor import wire
 from minisgl.executor.cuda import CudaForward
-from minisgl.executor.forward import Contents, Forward
+from minisgl.executor.forward import Forward
+from minisgl.executor.kv_pool import Contents
 from minisgl.executor.profiler import Profiler
 from minisgl.executor.tables import Tables
 from minisgl.executor.torch_runner import load_model, make_forward, use_threads
@@ -84,8 +85,9 @@ def _start(start: wire.Start) -> tuple[Rank, wire.Ready]:
         warnings.simplefilter("always")
         model = load_model(folder, described, config, group)
     forward = make_forward(model, described, config, group, start.depth)
+    memory = forward.memory
     said = tuple(str(warning.message) for warning in told)
-    return Rank(forward, group), wire.Ready(forward.page_bytes, forward.table_bytes, said)
+    return Rank(forward, group), wire.Ready(memory.pool.page_bytes, memory.tables.num_bytes, said)
 
 
 class Rank:
@@ -112,14 +114,14 @@ class Rank:
             case wire.Launch():
                 return self._compute(self._forwards[command.runner], command)
             case wire.Save():
-                forward = self._forwards[command.runner]
-                self._contents[command.contents] = forward.read(command.pages)
-                self._tables[command.tables] = forward.copy_tables()
+                memory = self._forwards[command.runner].memory
+                self._contents[command.contents] = memory.read(command.pages)
+                self._tables[command.tables] = memory.copy_tables()
             case wire.Restore():
-                forward = self._forwards[command.runner]
+                memory = self._forwards[command.runner].memory
                 for number, pages, rows in command.parts:
-                    forward.put(pages, self._contents[number], rows)
-                forward.set_tables(self._tables[command.tables])
+                    memory.put(pages, self._contents[number], rows)
+                memory.set_tables(self._tables[command.tables])
             case wire.Fork():
                 self._forwards[command.twin] = self._forwards[command.runner].fork()
             case wire.Forget():
@@ -139,7 +141,7 @@ class Rank:
 
     def _watch(self) -> Profiler:
         forward = self._forwards[0]
-        return Profiler(forward.lane, forward.device).__enter__()
+        return Profiler(forward.lane, forward.memory.device).__enter__()
 
     def _compute(self, forward: Forward | CudaForward, command: wire.Launch) -> wire.Done:
         before = self.group.num_collectives
