@@ -1365,6 +1365,67 @@ BUGS += [
     ),
 ]
 
+GREEDY = "minisgl/kernel/csrc/greedy.cuh"
+
+BUGS += [
+    Bug(
+        "of equal logits a thread takes the last",
+        GREEDY,
+        "if (!(x <= value) && value == value) {",
+        "if (!(x < value) && value == value) {",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "of NaNs among logits a thread takes the last",
+        GREEDY,
+        "if (!(x <= value) && value == value) {",
+        "if (!(x <= value)) {",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "of equal logits of several threads the last is taken",
+        GREEDY,
+        "~static_cast<uint32_t>(x.at)",
+        "static_cast<uint32_t>(x.at)",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "a logit of -0 is less than one of 0",
+        GREEDY,
+        "__float_as_uint(x.value + 0.0f)",
+        "__float_as_uint(x.value)",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "logits behind the last whole piece are looked for before it",
+        GREEDY,
+        "i < before ? i : i + pieces * P::kSize",
+        "i",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "the first to choose among a row's logits leaves its best to the next",
+        GREEDY,
+        "contest->best = 0;",
+        "",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "the blocks that chose a token are not counted anew",
+        GREEDY,
+        "contest->there = 0;",
+        "",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
+        "a greedy token is remembered by its row's number",
+        GREEDY,
+        "last[slots[row]] = token;",
+        "last[row] = token;",
+        ("tests/kernel/test_cuda.py",),
+    ),
+]
+
 
 def copy_of_the_project(folder: Path) -> None:
     """Package, tests and settings; model files are linked."""

@@ -133,9 +133,8 @@ class Decode:
             hidden = model(inputs.ids, inputs.positions, memory)
             if not greedy:
                 return hidden, None
-            tokens = model.logits(hidden).argmax(-1)
-            tables.last.index_copy_(0, self.slots, tokens)
-            return hidden, tokens
+            logits = model.logits(hidden)
+            return hidden, pool.kernels.choose_greedy(logits, self.slots, tables.last)
 
         body()  # once as it is: libraries set themselves up, and padding may be computed any time
         graphs.begin_capture(self._graph)

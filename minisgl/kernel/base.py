@@ -168,3 +168,11 @@ class Kernels(Protocol):
         all of them, which may be written to.
         """
         ...
+
+    def choose_greedy(self, logits: Tensor, slots: Tensor, last: Tensor) -> Tensor:
+        """The first of each row's largest logits, which the rows' slots remember: (rows,) int64.
+
+        logits: (rows, vocab_size), where a NaN is larger than any number; slots: (rows,) int64.
+        last: (slots,) int64, what each slot sampled last; written to.
+        """
+        ...

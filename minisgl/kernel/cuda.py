@@ -27,16 +27,17 @@ _PIECE: Final = 16  # bytes that a thread reads at a time
 _LARGEST_NORM: Final = 4 * 1024 * _PIECE  # bytes of a row that one block keeps in registers
 _LARGEST_HEAD: Final = 256
 _HEAD_STEP: Final = 8  # what a thread reads of the largest
+_MOST_ROWS: Final = 1024  # whose tokens are chosen at once
 
 
 class CudaKernels:
     """What ``csrc/cuda.cu`` exports, compiled at the first use on a machine.
 
-    A size that a kernel does not have is computed by torch. module: where they are compiled
-    already. Raises kernel.compile.NoKernels.
+    A size that a kernel does not have is computed by torch. All that one of these computes is on
+    one stream. module: where they are compiled already. Raises kernel.compile.NoKernels.
     """
 
-    def __init__(self, module: Any = None) -> None:
+    def __init__(self, module: Any = None, device: str = "cuda") -> None:
         module = module or load_cuda(torch.cuda.get_device_capability())
         self._plain, self._module = PlainKernels(), module
         self._rms_norm = module["rms_norm"]
@@ -44,6 +45,9 @@ class CudaKernels:
         self._turn_and_store = module["turn_and_store"]
         self._decode_inputs = module["decode_inputs"]
         self._flatten_pages = module["flatten_pages"]
+        self._choose_greedy = module["choose_greedy"]
+        # a launch leaves it as it was, and graphs keep its address
+        self._contests = torch.zeros(_MOST_ROWS, 2, dtype=torch.int64, device=device)
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
         """See ``Kernels``."""
@@ -109,6 +113,14 @@ class CudaKernels:
     def flatten_pages(self, pages: Tensor, first: Tensor, out: Tensor) -> None:
         """See ``Kernels``."""
         self._flatten_pages(pages, first, out)
+
+    def choose_greedy(self, logits: Tensor, slots: Tensor, last: Tensor) -> Tensor:
+        """See ``Kernels``."""
+        if len(logits) > _MOST_ROWS or logits.stride(1) != 1:
+            return self._plain.choose_greedy(logits, slots, last)
+        tokens = torch.empty_like(slots)
+        self._choose_greedy(logits, slots, self._contests, tokens, last)
+        return tokens
 
 
 def _has_norm(x: Tensor) -> bool:

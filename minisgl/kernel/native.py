@@ -29,6 +29,7 @@ class NativeKernels:
 
     decode_inputs = staticmethod(paging.decode_inputs)
     flatten_pages = staticmethod(paging.flatten_pages)
+    choose_greedy = staticmethod(paging.choose_greedy)
 
     def __init__(self) -> None:
         self._native = functions()

@@ -42,3 +42,10 @@ def flatten_pages(pages: Tensor, first: Tensor, out: Tensor) -> None:
     begin, count = first[:-1, None], (first[1:] - first[:-1])[:, None]
     place = torch.where(column < count, begin + column, len(out) - 1)
     out[place] = pages
+
+
+def choose_greedy(logits: Tensor, slots: Tensor, last: Tensor) -> Tensor:
+    """See ``Kernels``."""
+    tokens = logits.argmax(-1)
+    last.index_copy_(0, slots, tokens)
+    return tokens

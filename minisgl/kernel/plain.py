@@ -18,6 +18,7 @@ class PlainKernels:
 
     decode_inputs = staticmethod(paging.decode_inputs)
     flatten_pages = staticmethod(paging.flatten_pages)
+    choose_greedy = staticmethod(paging.choose_greedy)
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
         """See ``Kernels``. As it is, or as FBGEMM packs float16."""

@@ -149,3 +149,29 @@ class KernelsAgree(NormedProductsAgree):
         for into, some in zip(out, (kernels, PlainKernels()), strict=True):
             some.flatten_pages(pages, first, into)
         assert torch.equal(out[0][:18], out[1][:18])
+
+    @pytest.mark.parametrize("kind", ["normal", "ties", "infinite", "NaN", "zeros"])
+    def test_the_first_of_the_largest_is_chosen(
+        self, kernels: Kernels, logits: tuple[int, int], dtype: torch.dtype, kind: str
+    ) -> None:
+        torch.manual_seed(logits[1])
+        rows, size = logits
+        wide = self.normal(rows, size + 3, dtype=dtype)  # rows begin anywhere
+        if kind == "ties":
+            wide = (2 * wide).round()
+        elif kind == "infinite":
+            wide[:] = -torch.inf
+            wide[::2, size // 2] = torch.inf
+        elif kind == "NaN":
+            wide[:, 1 + size // 3 :: 5] = torch.nan
+        elif kind == "zeros":
+            wide = wide.sign() * 0  # below zero, too
+        given = wide[:, 1:-2]
+        slots = torch.randperm(rows + 5, device=self.device)[:rows]
+        expected = torch.arange(rows + 5, device=self.device)
+        last = expected.clone()
+        ours = kernels.choose_greedy(given, slots, last)
+        theirs = PlainKernels().choose_greedy(given, slots, expected)
+        assert torch.equal(ours, theirs) and torch.equal(last, expected)
+        again = kernels.choose_greedy(wide[:, :-3], slots, last)  # nothing is left of the first
+        assert torch.equal(again, PlainKernels().choose_greedy(wide[:, :-3], slots, expected))

@@ -6,6 +6,7 @@
 // launch): each waits before it touches what that one writes, and a matrix product fetches weights
 // meanwhile, which nobody writes.
 #include "device.cuh"
+#include "greedy.cuh"
 #include "host.cuh"
 #include "product.cuh"
 #include "rows.cuh"
@@ -332,6 +333,28 @@ void flatten_pages(TensorView pages, TensorView first, TensorView out) {
            pointer<int32_t>(out));
 }
 
+// logits: (rows, size), each row's side by side; slots, tokens: (rows,) int64; contests: (rows or
+// more, 2) int64, zero; last: (slots,) int64.
+void choose_greedy(TensorView logits, TensorView slots, TensorView contests, TensorView tokens,
+                   TensorView last) {
+    const int64_t rows = logits.size(0), size = logits.size(1);
+    TVM_FFI_ICHECK(size > 0 && size <= INT32_MAX && (size == 1 || logits.stride(1) == 1) &&
+                   slots.size(0) == rows && tokens.size(0) == rows && contests.size(0) >= rows)
+        << "rows of " << size << " logits";
+    if (rows == 0) return;
+    dispatch(logits, [&](auto* from) {
+        using T = std::remove_pointer_t<decltype(from)>;
+        // as many as fill the GPU, but none without a piece
+        const int64_t room = int64_t{kGreedyBlocks} * processors(logits.device().device_id);
+        const int64_t most = (size / Pack<T>::kSize + kGreedyThreads - 1) / kGreedyThreads;
+        const int64_t each = std::max<int64_t>(1, std::min((room + rows - 1) / rows, most));
+        launch("choose_greedy", greedy_kernel<T>, rows * each, kGreedyThreads, stream_of(logits),
+               from, logits.stride(0), size, each, pointer<int64_t>(slots),
+               reinterpret_cast<Contest*>(pointer<int64_t>(contests)), pointer<int64_t>(tokens),
+               pointer<int64_t>(last));
+    });
+}
+
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
@@ -341,3 +364,4 @@ TVM_FFI_DLL_EXPORT_TYPED_FUNC(product, product);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(normed_product, normed_product);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(decode_inputs, decode_inputs);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(flatten_pages, flatten_pages);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(choose_greedy, choose_greedy);

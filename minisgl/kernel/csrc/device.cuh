@@ -34,6 +34,11 @@ __device__ inline int arrive(int* at) {
     return before;
 }
 
+// Make a number that other blocks raise, too, as large as x, if it is smaller.
+__device__ inline void raise_to(uint64_t* at, uint64_t x) {
+    asm volatile("red.relaxed.gpu.global.max.u64 [%0], %1;" ::"l"(at), "l"(x) : "memory");
+}
+
 // A barrier of the first so many threads of a block.
 __device__ inline void sync_first(int threads) {
     asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");

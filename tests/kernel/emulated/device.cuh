@@ -51,6 +51,7 @@ struct __half {
 struct __nv_bfloat16 {
     uint16_t bits;
 };
+using std::max;
 using std::min;
 
 inline float half_number(uint32_t bits) {
@@ -125,7 +126,7 @@ struct Barrier {
 struct Lane {  // what a lane shows the others of its warp
     float number;
     uint32_t a[4], b[2];
-    uint64_t right;
+    uint64_t right, whole;
 };
 
 struct Thread {
@@ -266,6 +267,9 @@ inline void look_at_two(const uint64_t* at, uint64_t (&two)[2]) {
     two[0] = look_at(at);
     two[1] = look_at(at + 1);
 }
+inline void raise_to(uint64_t* at, uint64_t x) {
+    if (emulated::known(at, 8)) *at = max(*at, x);
+}
 inline int arrive(int* at) {
     return (*at)++;
 }
@@ -309,6 +313,15 @@ inline float __shfl_xor_sync(uint32_t, float x, int other) {
     lanes[lane].number = x;
     emulated::warp_barrier();
     const float out = lanes[lane ^ other].number;
+    emulated::warp_barrier();
+    return out;
+}
+inline uint64_t __shfl_xor_sync(uint32_t, uint64_t x, int other) {
+    emulated::Lane* lanes = emulated::lanes_of_warp();
+    const int lane = emulated::machine.current % kWarp;
+    lanes[lane].whole = x;
+    emulated::warp_barrier();
+    const uint64_t out = lanes[lane ^ other].whole;
     emulated::warp_barrier();
     return out;
 }
