@@ -18,6 +18,7 @@ from minisgl.engine.runner import HashRunner, Runner
 from minisgl.resolve import (
     BULK_COPIES,
     TENSOR_CORES,
+    WARPGROUPS,
     Hardware,
     gpu_attention,
     no_marlin,
@@ -53,6 +54,7 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
         machine = machine._replace(native=_has_native_kernels(wanted))
     elif wanted.runner == "torch":
         machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
+        _has_many_kernels(machine)  # kernel/many.py asks once more, and does without
         machine = machine._replace(megakernels=_has_megakernels(wanted, machine))
         if described.packing is not None:
             machine = machine._replace(marlin_kernels=_has_marlin_kernels(wanted, machine))
@@ -114,6 +116,14 @@ def _has_cuda_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
     if wanted.kernels not in ("auto", "cuda"):
         return False
     return _compiles("cuda.cu", machine, "torch computes instead", "kernels='torch'")
+
+
+def _has_many_kernels(machine: Hardware) -> bool:
+    """Likewise those for products of many tokens."""
+    if not machine.cuda_kernels or machine.capability != WARPGROUPS:
+        return False
+    instead = "cuBLAS multiplies 5 tokens and more"
+    return _compiles("many.cu", machine, instead, "kernels='torch'")
 
 
 def _has_marlin_kernels(wanted: EngineConfig, machine: Hardware) -> bool:

@@ -18,6 +18,7 @@ _AUTO_SEQUENCES = 16  # ... and no more than this many sequences of full length
 _BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
 TENSOR_CORES: Final = (8, 0)  # capability of the GPUs that csrc/tensor_core.cuh is for
 BULK_COPIES: Final = (9, 0)  # ... and csrc/bulk.cuh
+WARPGROUPS: Final = (9, 0)  # ... and csrc/warpgroup.cuh, no later one
 _FOUR_BITS: Final = ("awq", "awq_marlin")
 _SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
 

@@ -34,6 +34,7 @@ AWQ = ("tests/quantization", "tests/quantize", "tests/kernel/test_int4.py")
 DECODER, DECODES = "minisgl/models/decoder.py", ("tests/models/test_decoder.py",)
 MEGAKERNEL = "minisgl/kernel/megakernel.py"
 MARLIN, EMULATED = "minisgl/kernel/csrc/marlin.cuh", ("tests/kernel/test_marlin.py",)
+MANY, MANY_TOKENS = "minisgl/kernel/csrc/many.cuh", ("tests/kernel/test_many.py",)
 MEGA, ONE_TOKEN = "minisgl/kernel/csrc/megakernel.cuh", ("tests/kernel/test_megakernel.py",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 RANKS = "minisgl/executor/ranks.py"
@@ -599,6 +600,76 @@ BUGS += [
         "meet();  // sums of the product before this are used",
         "",
         ONE_TOKEN,
+    ),
+    Bug(
+        "chunks of many tokens are fetched over what is still multiplied",
+        MANY,
+        "wait_for(empty + stage, turn);",
+        "",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "a chunk of many tokens is given back before its products have ended",
+        MANY,
+        "if (chunk > first) {  // the chunk before is used",
+        "{",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "a tile of many tokens leaves out its last part",
+        MANY,
+        "if (i < p.parts) sum = plus",
+        "if (i + 1 < p.parts) sum = plus",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "a block ends while its cluster still reads the sums of many tokens",
+        MANY,
+        "if (p.parts > 1) cluster_barrier();  // the others may still read this block's",
+        "",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "of many tokens the gates' biases are added to what they gate",
+        MANY,
+        "p.bias, p.outputs + output",
+        "p.bias, output",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "many tokens' outputs are written behind the last one",
+        MANY,
+        "if (output >= p.outputs) continue;",
+        "",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "gates that are no whole pieces are taken for many tokens",
+        "minisgl/kernel/many.py",
+        "% (16 if gated else 8)",
+        "% 8",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "a later GPU is given Hopper's products of many tokens",
+        "minisgl/kernel/many.py",
+        "if capability != WARPGROUPS:",
+        "if capability < WARPGROUPS:",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "many tokens are multiplied before their norm",
+        "minisgl/kernel/cuda.py",
+        "x, total = separate.norm(self",
+        "_, total = separate.norm(self",
+        MANY_TOKENS,
+    ),
+    Bug(
+        "products of many tokens are compiled for a later GPU",
+        "minisgl/build.py",
+        "machine.capability != WARPGROUPS",
+        "machine.capability < WARPGROUPS",
+        ("tests/test_build.py",),
     ),
     Bug(
         "a norm forgets the last warp's sum",

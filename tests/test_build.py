@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from minisgl.build import _has_cuda_kernels, _has_marlin_kernels, _has_megakernels
+from minisgl.build import (
+    _has_cuda_kernels,
+    _has_many_kernels,
+    _has_marlin_kernels,
+    _has_megakernels,
+)
 from minisgl.config import EngineConfig
 from minisgl.resolve import Hardware
 
@@ -41,6 +46,12 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ("has", "source", "instead", "choice"),
     [
         (_has_cuda_kernels, "cuda.cu", "torch computes instead", "kernels='torch'"),
+        (
+            lambda _, machine: _has_many_kernels(machine),
+            "many.cu",
+            "cuBLAS multiplies 5 tokens and more",
+            "kernels='torch'",
+        ),
         (_has_marlin_kernels, "marlin.cu", "Triton's compute instead", "quantization='awq'"),
         (
             _has_megakernels,
@@ -49,7 +60,7 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "megakernel=False",
         ),
     ],
-    ids=["cuda", "marlin", "megakernel"],
+    ids=["cuda", "many", "marlin", "megakernel"],
 )
 def test_kernels_that_cannot_be_compiled_are_done_without_and_one_warning_says_why(
     broken_compiler: None, has: Has, source: str, instead: str, choice: str
@@ -80,3 +91,16 @@ def test_all_layers_at_once_are_not_compiled_where_they_cannot_be_used(
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nobody calls the compiler
         assert not _has_megakernels(EngineConfig(**toggles), H200._replace(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"cuda_kernels": False}, {"capability": (8, 9)}, {"capability": (10, 0)}],
+    ids=str,
+)
+def test_products_of_many_tokens_are_not_compiled_where_they_cannot_be_used(
+    broken_compiler: None, changes: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nobody calls the compiler
+        assert not _has_many_kernels(H200._replace(**changes))

@@ -136,6 +136,15 @@ class Kernels(Protocol):
         """
         ...
 
+    def normed_gated_product(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same, of whose product silu of the first half times the second half is returned.
+
+        (tokens, outputs / 2).
+        """
+        ...
+
     def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> AllLayers | None:
         """All these layers for a single token as one kernel; None where there is none for them."""
         ...

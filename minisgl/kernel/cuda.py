@@ -1,9 +1,9 @@
 """The kernels in CUDA C++, for NVIDIA GPUs. Numbers agree with the plain ones up to rounding.
 
-Matrix products are cuBLAS's but for the fewest tokens (kernel/few.py), and a step of one token is
-one kernel (kernel/megakernel.py; ``megakernel=False`` switches it off). What stands between
-products is bound by memory and launches, so each step of it is one kernel here where torch has two
-to six.
+Matrix products are cuBLAS's but for the fewest tokens (kernel/few.py) and, on Hopper, some tens of
+them (kernel/many.py), and a step of one token is one kernel (kernel/megakernel.py;
+``megakernel=False`` switches it off). What stands between products is bound by memory and launches,
+so each step of it is one kernel here where torch has two to six.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from minisgl.kernel.base import DecodeInputs, DecodeTables, LayerWeights, Matrix
 from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.few import FewTokens
 from minisgl.kernel.int4 import Int4
+from minisgl.kernel.many import ManyTokens, products_on
 from minisgl.kernel.megakernel import Megakernel
 from minisgl.kernel.paging import split
 from minisgl.kernel.plain import PlainKernels
@@ -34,12 +35,15 @@ class CudaKernels:
     """What ``csrc/cuda.cu`` exports, compiled at the first use on a machine.
 
     A size that a kernel does not have is computed by torch. All that one of these computes is on
-    one stream. module: where they are compiled already. Raises kernel.compile.NoKernels.
+    one stream. module, many: where they and those of csrc/many.cu are compiled already.
+    Raises kernel.compile.NoKernels.
     """
 
-    def __init__(self, module: Any = None, device: str = "cuda") -> None:
-        module = module or load_cuda(torch.cuda.get_device_capability())
-        self._plain, self._module = PlainKernels(), module
+    def __init__(self, module: Any = None, many: Any = None, device: str = "cuda") -> None:
+        if module is None:
+            capability = torch.cuda.get_device_capability()
+            module, many = load_cuda(capability), products_on(capability)
+        self._plain, self._module, self._many = PlainKernels(), module, many
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
         self._turn_and_store = module["turn_and_store"]
@@ -53,7 +57,10 @@ class CudaKernels:
         """See ``Kernels``."""
         plain = self._plain.matrix(weight, bias, half=half, rows=rows)
         fits = weight.shape[1] * weight.element_size() % _PIECE == 0 and weight.is_contiguous()
-        return FewTokens(self._module, plain, weight, bias) if fits else plain
+        if not fits:
+            return plain
+        many = ManyTokens(self._many, weight, bias)
+        return FewTokens(self._module, plain, weight, bias, many)
 
     def int4(self, weight: Int4, bias: Tensor | None) -> Matrix:
         """See ``Kernels``. As torch has it."""
@@ -92,6 +99,15 @@ class CudaKernels:
         if isinstance(matrix, FewTokens) and matrix.takes(x) and whole:
             return matrix.normed(x, residual, weight, eps)
         return separate.normed_product(self, matrix, x, residual, weight, eps)
+
+    def normed_gated_product(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels``. Of many tokens a norm, then one kernel."""
+        if isinstance(matrix, FewTokens) and (tiles := matrix.many.tiles(x, gated=True)):
+            x, total = separate.norm(self, x, residual, weight, eps)
+            return matrix.many.product(x, tiles, gated=True), total
+        return separate.normed_gated_product(self, matrix, x, residual, weight, eps)
 
     def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> Megakernel | None:
         """See ``Kernels``."""

@@ -47,6 +47,12 @@ class PlainKernels:
         """See ``Kernels``."""
         return separate.normed_product(self, matrix, x, residual, weight, eps)
 
+    def normed_gated_product(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels``."""
+        return separate.normed_gated_product(self, matrix, x, residual, weight, eps)
+
     def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> AllLayers | None:
         """See ``Kernels``. There is none."""
         return None

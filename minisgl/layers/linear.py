@@ -14,7 +14,7 @@ from minisgl.layers.source import Part, Source
 class ColumnLinear:
     """y = x W^T + b for this rank's outputs: rows of several stored matrices, stacked once.
 
-    A norm stands before it in all models, so what multiplies is ``RMSNorm.then``.
+    A norm stands before it in all models, so what multiplies is ``RMSNorm.then`` or ``then_gated``.
     """
 
     def __init__(self, source: Source, parts: Sequence[Part], in_features: int, bias: bool) -> None:
@@ -99,7 +99,6 @@ class GatedMLP:
         parts = [
             Part(f"{name}.{part}", intermediate_size, own) for part in ("gate_proj", "up_proj")
         ]
-        self._silu_and_mul = source.kernels.silu_and_mul
         self.gate_up = ColumnLinear(source, parts, hidden_size, bias)
         self.down = RowLinear(
             source, f"{name}.down_proj", intermediate_size, own, hidden_size, bias, group
@@ -110,5 +109,5 @@ class GatedMLP:
 
         Returns what to add to the residual stream next, and the stream.
         """
-        gate_up, residual = norm.then(self.gate_up.matrix, x, residual)
-        return self.down(self._silu_and_mul(gate_up)), residual
+        active, residual = norm.then_gated(self.gate_up.matrix, x, residual)
+        return self.down(active), residual

@@ -33,6 +33,12 @@ class RMSNorm:
         """
         return self._kernels.normed_product(matrix, x, residual, self.weight, self._eps)
 
+    def then_gated(
+        self, matrix: Matrix, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The same with silu of the product's first half times its second half."""
+        return self._kernels.normed_gated_product(matrix, x, residual, self.weight, self._eps)
+
 
 class HeadTurn:
     """Queries and keys of each token turned by its position, in some models normalised first."""

@@ -57,6 +57,57 @@ class NormedProductsAgree:
             assert torch.equal(kept, total)
 
 
+class ManyTokensAgree:
+    """Products of many tokens. Its module has fixtures ``kernels`` and ``launched``, which lists
+    the products that were launched since a test began: whether their rows were gates."""
+
+    device: ClassVar[str]
+    values: ClassVar[dict[str, list[Any]]]
+
+    @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+    @pytest.mark.parametrize("later", [True, False], ids=["residual and bias", "neither"])
+    def test_products_of_many_tokens_agree(
+        self,
+        kernels: Kernels,
+        launched: list[bool],
+        tokens: int,
+        sides: tuple[int, int],
+        dtype: torch.dtype,
+        gated: bool,
+        later: bool,
+    ) -> None:
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, device=self.device).to(dtype)
+
+        torch.manual_seed(tokens)
+        outputs, inputs = sides
+        x, norm = normal(tokens, inputs), normal(inputs)
+        weight = (torch.randn(outputs, inputs, device=self.device) / inputs**0.5).to(dtype)
+        bias, residual = (normal(outputs), normal(tokens, inputs)) if later else (None, None)
+        total = x if residual is None else x + residual
+        normed = PlainKernels().rms_norm(total, norm, 1e-3).double()
+        exact = normed @ weight.double().t() + (0 if bias is None else bias.double())
+        if gated:
+            gate, up = exact.chunk(2, -1)
+            exact = torch.nn.functional.silu(gate) * up
+        for some in (kernels, PlainKernels()):
+            matrix = some.matrix(weight.clone(), bias, half=False, rows=False)
+            multiply = some.normed_gated_product if gated else some.normed_product
+            given = x.clone(), None if residual is None else residual.clone()
+            got, kept = multiply(matrix, *given, norm, 1e-3)
+            assert (got - exact).norm() < NEAR[dtype] * exact.norm()
+            assert torch.equal(kept, total)
+        forms = [form for form in {gated, False} if self.is_ours(tokens, sides, form)]
+        assert launched == sorted(forms)[-1:], "a gate in one kernel where there is one"
+
+    def is_ours(self, tokens: int, sides: tuple[int, int], gated: bool) -> bool:
+        """Whether no other product should be taken."""
+        outputs, inputs = sides
+        if outputs % (16 if gated else 8) or inputs % 8:
+            return False
+        return 5 <= tokens <= (128 if gated or outputs <= 2048 else 64)
+
+
 class KernelsAgree(NormedProductsAgree):
     """Each kernel with its plain twin."""
 

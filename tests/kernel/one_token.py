@@ -165,7 +165,7 @@ class OneToken:
             scores = queries @ keys[at].double().permute(1, 2, 0) * s.head_dim**-0.5
             found = scores.softmax(-1) @ values[at].double().transpose(0, 1)
             x = o(found.view(1, -1).to(case.dtype))
-            y, residual = kernels.normed_product(gate_up, x, residual, layer.mlp_norm, s.eps)
-            x = down(kernels.silu_and_mul(y))
+            x, residual = kernels.normed_gated_product(gate_up, x, residual, layer.mlp_norm, s.eps)
+            x = down(x)
         assert residual is not None
         return residual + x, stored

@@ -74,7 +74,8 @@ def test_a_value_fills_a_register_without_arithmetic() -> None:
             ("megakernel.cu", "decode", 9),
         )
         for major in range(least, 11)
-    ],
+    ]
+    + [("many.cu", "multiply", (9, 0))],
     ids=str,
 )
 def test_the_cuda_kernels_compile_without_a_gpu(
@@ -97,6 +98,11 @@ def test_products_of_warpgroups_go_on_while_others_begin(tmp_path: Path) -> None
     wide = [part for part in said.split("Compiling entry function") if "wide_kernel" in part]
     assert wide and all(" 0 bytes spill stores" in part for part in wide)
     assert "serialized" not in said
+    command[-3:] = [str(compile.SOURCES / "many.cu"), "-o", str(tmp_path / "many")]
+    many = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    parts = many.split("Compiling entry function")[1:]
+    assert len(parts) == 4 and all(" 0 bytes spill stores" in part for part in parts)
+    assert "serialized" not in many
     # the fewest tokens take products of warps there, too: no empty kernel
     few = [part for part in said.split("Compiling entry function") if "multiply_kernel" in part]
     used = [re.search(r"Used (\d+) registers", part) for part in few if "Li16ELi" in part]

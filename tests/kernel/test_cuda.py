@@ -18,7 +18,7 @@ from tests.kernel.agreement import pytest_generate_tests as pytest_generate_test
 
 @pytest.fixture(scope="module")
 def kernels(emulated: Callable[[str], Any]) -> Kernels:
-    return CudaKernels(emulated("cuda.cu"), "cpu")
+    return CudaKernels(emulated("cuda.cu"), device="cpu")
 
 
 class TestEmulated(KernelsAgree):

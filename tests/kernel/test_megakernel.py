@@ -84,7 +84,7 @@ def gpu(emulated: Callable[[str], Any]) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def made(gpu: Any, emulated: Callable[[str], Any]) -> Callable[[Case], OneToken]:
-    kernels = CudaKernels(emulated("cuda.cu"), "cpu")
+    kernels = CudaKernels(emulated("cuda.cu"), device="cpu")
     room = Room.made(emulated("marlin.cu"), torch.device("cpu"))
 
     def made(case: Case) -> OneToken:

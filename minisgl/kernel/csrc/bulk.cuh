@@ -12,9 +12,11 @@ __device__ inline uint32_t address_of(const void* shared) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
-// By one thread, before a barrier of all that use it.
-__device__ inline void prepare(Arrival* at) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address_of(at)) : "memory");
+// By one thread, before a barrier of all that use it. arrivals: calls of `expect` and `release` in
+// a phase.
+__device__ inline void prepare(Arrival* at, int arrivals = 1) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address_of(at)), "r"(arrivals)
+                 : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
@@ -59,7 +61,7 @@ __device__ inline bool is_over(Arrival* at, int phase) {
     return done != 0;
 }
 
-// End a phase in which nothing is copied.
+// Arrive in a phase in which nothing is copied; the last arrival ends it.
 __device__ inline void release(Arrival* at) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address_of(at)) : "memory");
 }

@@ -48,6 +48,11 @@ __device__ inline bool any_of_warp(bool mine) {
     return __any_sync(0xffffffffu, mine);
 }
 
+// A number that is the same in all lanes of a warp, so that the compiler knows it.
+__device__ inline uint32_t uniform(uint32_t x) {
+    return __shfl_sync(0xffffffffu, x, 0);
+}
+
 // Leave the processor to others for a moment.
 __device__ inline void doze() {
     __nanosleep(40);

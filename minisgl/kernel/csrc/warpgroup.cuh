@@ -20,6 +20,16 @@ __device__ inline uint64_t right_side(const uint4* first, int next) {
     return (at & 0x3ffff) >> 4 | static_cast<uint64_t>(next) << 16 | kEight << 32;
 }
 
+// Rows of 64 numbers, 128 bytes, as `copy_box` leaves them from `first` on, as one side of a
+// product: their first 16 inputs; the next are kBoxStep further on.
+__device__ inline uint32_t boxes_side(const unsigned char* first) {
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(first));
+    return (at & 0x3ffff) >> 4 | 1u << 16;
+}
+constexpr uint32_t kBoxStep = 2;
+// ... and what all have above that: 64 pieces from 8 rows to the next, swizzled in 128 bytes.
+constexpr uint64_t kBoxes = uint64_t{64 | 1u << 30} << 32;
+
 // Write to shared memory what products read there.
 __device__ inline void write_for_products(uint32_t* shared, uint32_t word) {
     *shared = word;
@@ -59,16 +69,19 @@ __device__ inline void settle(float (&sums)[kTiles][4]) {
 template <typename T, int kTiles>
 __device__ inline void multiply_group(float (&sums)[kTiles][4], const uint32_t (&a)[4], uint64_t b);
 
+// The same with both sides in shared memory.
+template <typename T, int kTiles>
+__device__ inline void multiply_boxes(float (&sums)[kTiles][4], uint32_t a, uint32_t b);
+
 #define SUMS(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
 #define SUMS_2 SUMS(0), SUMS(1)
 #define SUMS_4 SUMS_2, SUMS(2), SUMS(3)
-#define SUMS_8 SUMS_4, SUMS(4), SUMS(5), SUMS(6), SUMS(7)
+#define SUMS_6 SUMS_4, SUMS(4), SUMS(5)
+#define SUMS_8 SUMS_6, SUMS(6), SUMS(7)
 #define PLACES_2 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define PLACES_4 PLACES_2 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define PLACES_8                                                          \
-    PLACES_4                                                              \
-    ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, " \
-    "%29, %30, %31"
+#define PLACES_6 PLACES_4 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define PLACES_8 PLACES_6 ", %24, %25, %26, %27, %28, %29, %30, %31"
 #define MULTIPLY_GROUP(T, TYPE, TILES, COLUMNS, A_AND_B)                                  \
     template <>                                                                           \
     __device__ inline void multiply_group<T, TILES>(float (&sums)[TILES][4],              \
@@ -85,10 +98,26 @@ MULTIPLY_GROUP(__nv_bfloat16, "bf16", 2, "16", "{%8, %9, %10, %11}, %12")
 MULTIPLY_GROUP(__nv_bfloat16, "bf16", 4, "32", "{%16, %17, %18, %19}, %20")
 MULTIPLY_GROUP(__nv_bfloat16, "bf16", 8, "64", "{%32, %33, %34, %35}, %36")
 #undef MULTIPLY_GROUP
+#define MULTIPLY_BOXES(T, TYPE, TILES, COLUMNS, A_AND_B)                                  \
+    template <>                                                                           \
+    __device__ inline void multiply_boxes<T, TILES>(float (&sums)[TILES][4], uint32_t a,  \
+                                                    uint32_t b) {                         \
+        asm volatile("wgmma.mma_async.sync.aligned.m64n" COLUMNS "k16.f32." TYPE "." TYPE \
+                     " {" PLACES_##TILES "}, " A_AND_B ", 1, 1, 1, 0, 0;"                 \
+                     : SUMS_##TILES                                                       \
+                     : "l"(kBoxes | a), "l"(kBoxes | b));                                 \
+    }
+MULTIPLY_BOXES(__half, "f16", 6, "48", "%24, %25")
+MULTIPLY_BOXES(__half, "f16", 8, "64", "%32, %33")
+MULTIPLY_BOXES(__nv_bfloat16, "bf16", 6, "48", "%24, %25")
+MULTIPLY_BOXES(__nv_bfloat16, "bf16", 8, "64", "%32, %33")
+#undef MULTIPLY_BOXES
 #undef PLACES_8
+#undef PLACES_6
 #undef PLACES_4
 #undef PLACES_2
 #undef SUMS_8
+#undef SUMS_6
 #undef SUMS_4
 #undef SUMS_2
 #undef SUMS

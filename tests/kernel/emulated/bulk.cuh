@@ -9,7 +9,9 @@ using Arrival = uint64_t;
 namespace emulated {
 
 struct Phase {
-    long number = 0, expected = 0, bytes = 0;
+    long number = 0;
+    int arrivals = 1, arrived = 0;
+    long expected = 0, bytes = 0;
     std::vector<std::function<void()>> open;  // copies that have not happened
 };
 inline std::map<Arrival*, Phase> phases;
@@ -18,16 +20,40 @@ inline Phase& phase_of(Arrival* at) {
     if (phases.count(at) == 0) machine.problem = "copies to a place that was not prepared";
     return phases[at];
 }
+inline void arrive_at(Phase& phase) {
+    if (phase.arrived++ == phase.arrivals) {
+        machine.problem = "a phase begins before the last one ended";
+    }
+    ++machine.moves;
+}
+// Whether the phase that is not over ends now.
+inline bool ends(Phase& phase) {
+    if (phase.arrived < phase.arrivals || phase.bytes != phase.expected) return false;
+    for (const auto& copy : phase.open) copy();
+    phase = {phase.number + 1, phase.arrivals};
+    ++machine.moves;
+    return true;
+}
+inline void copy_to(Arrival* at, int bytes, std::function<void()> copy) {
+    Phase& phase = phase_of(at);
+    phase.bytes += bytes;
+    if (machine.eager) {
+        copy();
+    } else {
+        phase.open.push_back(std::move(copy));
+    }
+    ++machine.moves;
+}
 
 }  // namespace emulated
 
-inline void prepare(Arrival* at) {
-    emulated::phases[at] = {};
+inline void prepare(Arrival* at, int arrivals = 1) {
+    emulated::phases[at] = {0, arrivals};
 }
 inline void expect(Arrival* at, int bytes) {
     emulated::Phase& phase = emulated::phase_of(at);
-    if (phase.expected > 0) emulated::machine.problem = "a phase begins before the last one ended";
-    phase.expected = bytes;
+    phase.expected += bytes;
+    emulated::arrive_at(phase);
 }
 inline void copy_bulk(void* shared, const void* global, int bytes, Arrival* at) {
     using namespace emulated;
@@ -40,27 +66,13 @@ inline void copy_bulk(void* shared, const void* global, int bytes, Arrival* at) 
         machine.problem = "a copy off 16 bytes";
     }
     if (!machine.problem.empty()) return;
-    Phase& phase = phase_of(at);
-    phase.bytes += bytes;
-    auto copy = [=] { std::memcpy(shared, global, bytes); };
-    if (machine.eager) {
-        copy();
-    } else {
-        phase.open.push_back(copy);
-    }
-    ++machine.moves;
+    copy_to(at, bytes, [=] { std::memcpy(shared, global, bytes); });
 }
 inline void wait_for(Arrival* at, int number) {
     using namespace emulated;
     Phase& phase = phase_of(at);
     while (phase.number % 2 == number) {
-        if (phase.expected > 0 && phase.bytes == phase.expected) {
-            for (const auto& copy : phase.open) copy();
-            phase = {phase.number + 1};
-            ++machine.moves;
-        } else {
-            give_way();
-        }
+        if (!ends(phase)) give_way();
     }
 }
 inline bool is_over(Arrival* at, int number) {
@@ -68,6 +80,7 @@ inline bool is_over(Arrival* at, int number) {
     return emulated::phase_of(at).number % 2 != number;
 }
 inline void release(Arrival* at) {
-    ++emulated::phase_of(at).number;
-    ++emulated::machine.moves;
+    emulated::Phase& phase = emulated::phase_of(at);
+    emulated::arrive_at(phase);
+    if (phase.expected == 0) emulated::ends(phase);
 }

@@ -33,6 +33,7 @@
 #define __global__
 #define __shared__ static  // only in blocks that run one at a time
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 constexpr int kWarp = 32;
 
@@ -41,6 +42,9 @@ struct alignas(16) uint4 {
 };
 struct alignas(8) uint2 {
     uint32_t x, y;
+};
+struct alignas(8) float2 {
+    float x, y;
 };
 struct alignas(16) float4 {
     float x, y, z, w;
@@ -236,6 +240,9 @@ inline void sync_first(int threads) {
     emulated::Barrier& at = emulated::machine.firsts[emulated::rank()];
     at.members = threads;
     emulated::wait_at(at);
+}
+inline uint32_t uniform(uint32_t x) {
+    return x;
 }
 inline void doze() {}
 inline void __trap() {

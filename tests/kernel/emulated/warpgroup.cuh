@@ -11,6 +11,13 @@ inline uint64_t right_side(const uint4* first, int next) {
     return static_cast<uint64_t>(at / 16) | static_cast<uint64_t>(next) << 16;
 }
 
+inline uint32_t boxes_side(const unsigned char* first) {
+    const auto at = first - emulated::shared_memory();
+    if (at % 1024) emulated::machine.problem = "a product with boxes off 1024 bytes";
+    return static_cast<uint32_t>(at / 16);
+}
+constexpr uint32_t kBoxStep = 2;
+
 namespace emulated {
 
 inline bool* hidden_words() {
@@ -101,6 +108,52 @@ void multiply_group(float (&sums)[kTiles][4], const uint32_t (&a)[4], uint64_t b
         multiply_now<T>(sums, a, b);
     } else {
         mine.open_products.emplace_back([&sums, &a, b] { multiply_now<T>(sums, a, b); });
+    }
+}
+
+// 16 numbers of a row of 128 bytes whose pieces are swizzled by where they lie.
+template <typename T>
+void read_boxes(float (&out)[16], uint32_t side, int row) {
+    using namespace emulated;
+    for (int k = 0; k < 16; ++k) {
+        unsigned long at = side * 16ul + row * 128 + k * 2;
+        at ^= (at >> 7 & 7) << 4;
+        if (at + 2 > kShared) {
+            machine.problem = "a product with numbers outside of shared memory";
+            return;
+        }
+        uint16_t bits;
+        std::memcpy(&bits, shared_memory() + at, 2);
+        out[k] = to_float(T{bits});
+    }
+}
+
+template <typename T, int kTiles>
+void multiply_boxes_now(float (&sums)[kTiles][4], uint32_t a, uint32_t b) {
+    const int thread = threadIdx.x % (4 * kWarp), lane = thread % kWarp;
+    float left[2][16], right[16];
+    for (int row = 0; row < 2; ++row) {
+        read_boxes<T>(left[row], a, thread / kWarp * 16 + row * 8 + lane / 4);
+    }
+    for (int i = 0; i < kTiles * 2; ++i) {
+        read_boxes<T>(right, b, i / 2 * 8 + lane % 4 * 2 + i % 2);
+        for (int row = 0; row < 2; ++row) {
+            double sum = sums[i / 2][row * 2 + i % 2];
+            for (int k = 0; k < 16; ++k) sum += static_cast<double>(left[row][k]) * right[k];
+            sums[i / 2][row * 2 + i % 2] = static_cast<float>(sum);
+        }
+    }
+    emulated::warp_barrier();  // a warp's lanes are done together
+}
+
+template <typename T, int kTiles>
+void multiply_boxes(float (&sums)[kTiles][4], uint32_t a, uint32_t b) {
+    emulated::Thread& mine = emulated::me();
+    if (!mine.begun) emulated::machine.problem = "a product that was not begun";
+    if (emulated::machine.eager) {
+        multiply_boxes_now<T>(sums, a, b);
+    } else {
+        mine.open_products.emplace_back([&sums, a, b] { multiply_boxes_now<T>(sums, a, b); });
     }
 }
 
