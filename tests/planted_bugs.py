@@ -609,13 +609,6 @@ BUGS += [
         MANY_TOKENS,
     ),
     Bug(
-        "a chunk of many tokens is given back before its products have ended",
-        MANY,
-        "if (chunk > first) {  // the chunk before is used",
-        "{",
-        MANY_TOKENS,
-    ),
-    Bug(
         "a tile of many tokens leaves out its last part",
         MANY,
         "if (i < p.parts) sum = plus",
@@ -637,10 +630,10 @@ BUGS += [
         MANY_TOKENS,
     ),
     Bug(
-        "many tokens' outputs are written behind the last one",
+        "of many tokens gates are fetched for what they gate, too",
         MANY,
-        "if (output >= p.outputs) continue;",
-        "",
+        "across * units + i * p.outputs",
+        "across * units",
         MANY_TOKENS,
     ),
     Bug(
