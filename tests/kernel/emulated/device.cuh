@@ -314,21 +314,14 @@ inline uint4* dynamic_shared() {
 inline uint4 load_once(const uint4* from) {
     return emulated::known(from, 16) ? *from : uint4{~0u, ~0u, ~0u, ~0u};
 }
-inline float __shfl_xor_sync(uint32_t, float x, int other) {
+template <typename T>
+T __shfl_xor_sync(uint32_t, T x, int other) {
     emulated::Lane* lanes = emulated::lanes_of_warp();
     const int lane = emulated::machine.current % kWarp;
-    lanes[lane].number = x;
+    std::memcpy(&lanes[lane].whole, &x, sizeof(T));
     emulated::warp_barrier();
-    const float out = lanes[lane ^ other].number;
-    emulated::warp_barrier();
-    return out;
-}
-inline uint64_t __shfl_xor_sync(uint32_t, uint64_t x, int other) {
-    emulated::Lane* lanes = emulated::lanes_of_warp();
-    const int lane = emulated::machine.current % kWarp;
-    lanes[lane].whole = x;
-    emulated::warp_barrier();
-    const uint64_t out = lanes[lane ^ other].whole;
+    T out;
+    std::memcpy(&out, &lanes[lane ^ other].whole, sizeof(T));
     emulated::warp_barrier();
     return out;
 }
