@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from minisgl.kernel.int4 import Int4
@@ -25,6 +26,18 @@ class Matrix(Protocol):
 
         ids: (n,) int64. Only for a matrix that was made with ``rows``.
         """
+        ...
+
+
+class GatedMatrix(Matrix, Protocol):
+    """One whose product may end in a gate, as one kernel."""
+
+    def gates(self, x: Tensor) -> bool:
+        """Whether it has that for x, or what is like it."""
+        ...
+
+    def gated(self, x: Tensor) -> Tensor:
+        """silu(first half) * second half of x W^T + b: (tokens, outputs / 2)."""
         ...
 
 
@@ -147,6 +160,15 @@ class Kernels(Protocol):
 
     def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> AllLayers | None:
         """All these layers for a single token as one kernel; None where there is none for them."""
+        ...
+
+    def rotation(
+        self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of each position's angles: (tokens, 1, pairs) each, of this dtype.
+
+        positions: (tokens,) int64; frequencies: (pairs,) float32, as are the angles.
+        """
         ...
 
     def turn_and_store(

@@ -20,6 +20,7 @@ from minisgl.kernel.compile import load_cuda
 from minisgl.kernel.few import FewTokens
 from minisgl.kernel.int4 import Int4
 from minisgl.kernel.many import ManyTokens, products_on
+from minisgl.kernel.marlin import MarlinInt4
 from minisgl.kernel.megakernel import Megakernel
 from minisgl.kernel.paging import split
 from minisgl.kernel.plain import PlainKernels
@@ -46,6 +47,7 @@ class CudaKernels:
         self._plain, self._module, self._many = PlainKernels(), module, many
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
+        self._rotation = module["rotation"]
         self._turn_and_store = module["turn_and_store"]
         self._decode_inputs = module["decode_inputs"]
         self._flatten_pages = module["flatten_pages"]
@@ -104,14 +106,22 @@ class CudaKernels:
         self, matrix: Matrix, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """See ``Kernels``. Of many tokens a norm, then one kernel."""
-        if isinstance(matrix, FewTokens) and (tiles := matrix.many.tiles(x, gated=True)):
+        if isinstance(matrix, FewTokens | MarlinInt4) and matrix.gates(x):
             x, total = separate.norm(self, x, residual, weight, eps)
-            return matrix.many.product(x, tiles, gated=True), total
+            return matrix.gated(x), total
         return separate.normed_gated_product(self, matrix, x, residual, weight, eps)
 
     def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> Megakernel | None:
         """See ``Kernels``."""
         return Megakernel.of(layers, shape)
+
+    def rotation(
+        self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels``."""
+        both = frequencies.new_empty(2, len(positions), 1, len(frequencies), dtype=dtype)
+        self._rotation(positions, frequencies, *both)
+        return both[0], both[1]
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place

@@ -45,6 +45,16 @@ class FewTokens:
         self._product(x, self.weight, self.bias, out)
         return out
 
+    def gates(self, x: Tensor) -> bool:
+        """See ``GatedMatrix``."""
+        return self.many.tiles(x, gated=True) is not None
+
+    def gated(self, x: Tensor) -> Tensor:
+        """See ``GatedMatrix``."""
+        tiles = self.many.tiles(x, gated=True)
+        assert tiles is not None, "asked for without asking first"
+        return self.many.product(x, tiles, gated=True)
+
     def takes(self, x: Tensor) -> bool:
         """Whether x, or its norm, is multiplied in the way for few tokens."""
         return len(x) in self._tokens and x.is_contiguous()

@@ -160,16 +160,25 @@ class MarlinInt4:
         """See ``Matrix``."""
         raise AssertionError("its rows were not asked for")
 
-    def multiply(self, x: Tensor, blocks: int = 0) -> Tensor:
+    def multiply(self, x: Tensor, blocks: int = 0, *, gated: bool = False) -> Tensor:
         """x W^T + b with weights unpacked where they are used. blocks: that share the work; 0: as
-        many as the GPU holds at a time."""
+        many as the GPU holds at a time. gated: silu(first half) * second half of that."""
         if x.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
             x = x.contiguous()
         weight, room = self.packed, self._room
-        out = x.new_empty(len(x), self.shape[0])
+        out = x.new_empty(len(x), self.shape[0] // 2 if gated else self.shape[0])
         at = (weight.words, weight.groups, self.bias, out, room.parts, room.arrived)
-        room.module["multiply"](x, *at, weight.group, blocks, _LEAST)
+        room.module["multiply"](x, *at, gated, weight.group, blocks, _LEAST)
         return out
+
+    def gates(self, x: Tensor) -> bool:
+        """See ``GatedMatrix``."""
+        halves = self.shape[0] % (2 * _STRIP) == 0
+        return halves and len(x) <= _FEW and self._room.module["gates"](len(x), x.device.index or 0)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """See ``GatedMatrix``."""
+        return self.multiply(x, gated=True)
 
     def dequantise(self) -> Tensor:
         """The weights in the dtype that is computed in: (outputs, inputs)."""

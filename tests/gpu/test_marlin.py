@@ -48,6 +48,10 @@ def test_products_agree_for_every_number_of_tokens(
         allowed = close if tokens <= 256 else 2 * close
         assert (got.double() - want).abs().max() <= allowed * want.abs().max()
         assert torch.equal(matrix(x), got), "results repeat"
+        if matrix.gates(x):
+            gate, up = got.float().chunk(2, -1)
+            active = torch.nn.functional.silu(gate) * up
+            torch.testing.assert_close(matrix.gated(x).float(), active, rtol=2 * close, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

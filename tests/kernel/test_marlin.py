@@ -125,7 +125,7 @@ def test_nothing_is_written_beside_the_result(gpu: Any, room: Room) -> None:
     weight = arranged(random(128, 2, 128, torch.float16))
     x, around = torch.randn(11, 256).half(), torch.full((11 + 16, 128), -7.0).half()
     parts = (weight.words, weight.groups, None, around[8:-8], room.parts, room.arrived)
-    gpu["multiply"](x, *parts, 128, 2, 1)
+    gpu["multiply"](x, *parts, False, 128, 2, 1)
     assert (around[:8] == -7).all() and (around[-8:] == -7).all()
     assert (around[8:-8] != -7).all()
 
@@ -184,6 +184,52 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     gpu["emulate"](seed + 1, not eager)
     again = matrix.multiply(x, blocks)
     assert torch.equal(again, got), "whatever comes first, sums are added in one order"
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    strips=st.integers(1, 7),
+    chunks=st.integers(1, 7),
+    group=st.sampled_from([32, 128]),
+    tokens=st.sampled_from([17, 32, 40, 64, 67]),
+    blocks=st.integers(0, 5),
+    dtype=st.sampled_from(DTYPES),
+    biased=st.booleans(),
+    eager=st.booleans(),
+)
+def test_a_gate_is_that_of_the_product(
+    gpu: Any,
+    strips: int,
+    chunks: int,
+    group: int,
+    tokens: int,
+    blocks: int,
+    dtype: torch.dtype,
+    biased: bool,
+    eager: bool,
+) -> None:
+    gpu["emulate_warpgroups"](True)
+    room = Room.made(gpu, torch.device("cpu"))
+    weight = random(strips * 64, chunks * 128 // group, group, dtype)
+    bias = torch.randn(strips * 64).to(dtype) if biased else None
+    matrix, x = MarlinInt4(weight, bias, room), torch.randn(tokens, chunks * 128).to(dtype) / 8
+    gpu["emulate"](tokens, eager)
+    assert matrix.gates(x)
+    gate, up = matrix.multiply(x, blocks).float().chunk(2, -1)
+    want = torch.nn.functional.silu(gate) * up
+    got = matrix.multiply(x, blocks, gated=True)
+    assert got.shape == want.shape and got.dtype == dtype
+    torch.testing.assert_close(got.float(), want, rtol=2 * ROUNDING[dtype], atol=1e-6)
+    gpu["emulate_warpgroups"](False)
+
+
+def test_where_there_are_no_gates_that_is_said(room: Room, gpu: Any) -> None:
+    matrix = MarlinInt4(random(96, 1, 128, torch.float16), None, room)
+    assert not matrix.gates(torch.zeros(20, 128)), "three strips have no halves"
+    pairs = MarlinInt4(random(64, 1, 128, torch.float16), None, room)
+    assert not pairs.gates(torch.zeros(16, 128)) and not pairs.gates(torch.zeros(257, 128))
+    with pytest.raises(RuntimeError, match="a gate in a product of 5 tokens and 64 outputs"):
+        pairs.multiply(torch.zeros(5, 128).half(), gated=True)
 
 
 def test_inputs_that_lie_badly_are_copied_first(room: Room) -> None:

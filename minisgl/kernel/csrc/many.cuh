@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "boxes.cuh"
+#include "outputs.cuh"
 
 namespace many {
 
@@ -47,24 +48,6 @@ struct Product {
     int parts;  // of a tile's inputs, each a block's
     bool gated;
 };
-
-__device__ inline float4 plus(float4 a, const float4& b) {
-    return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w};
-}
-
-template <typename T>
-__device__ inline float4 biased(float4 sum, const T* bias, int output) {
-    if (bias == nullptr) return sum;
-    const T* const at = bias + output;
-    return plus(sum, {to_float(at[0]), to_float(at[1]), to_float(at[2]), to_float(at[3])});
-}
-
-// silu(gate) * up, of numbers that are rounded first as a tensor between the two steps would be.
-template <typename T>
-__device__ inline float gate_of(float gate, float up) {
-    const float g = to_float(from_float<T>(gate)), u = to_float(from_float<T>(up));
-    return g / (1.0f + __expf(-g)) * u;
-}
 
 // What a block does. shared: Tile::kBytes.
 template <typename T, int kOutputs>
@@ -180,12 +163,9 @@ __device__ inline void multiply(const Product<T>& p, unsigned char* shared) {
         if (p.gated) {
             const float4 up =
                 biased(sum_at(line + kOutputs / 2 + mine), p.bias, p.outputs + output);
-            sum = {gate_of<T>(sum.x, up.x), gate_of<T>(sum.y, up.y), gate_of<T>(sum.z, up.z),
-                   gate_of<T>(sum.w, up.w)};
+            sum = gate_of<T>(sum, up);
         }
-        const int64_t row = above + token;
-        *reinterpret_cast<uint2*>(p.out + row * p.outputs + output) = {pair<T>(sum.x, sum.y),
-                                                                       pair<T>(sum.z, sum.w)};
+        write_four(p.out + static_cast<int64_t>(above + token) * p.outputs + output, sum);
     }
     if (p.parts > 1) cluster_barrier();  // the others may still read this block's
 }

@@ -176,15 +176,23 @@ void multiply_wide(const marlin::Product<T>& product, int64_t blocks, int device
     }
 }
 
+// Whether `multiply` of so many tokens has gates.
+bool gates(int64_t tokens, int64_t device) {
+    return !marlin::in_tiles(static_cast<int>(tokens), has_warpgroups(static_cast<int>(device)));
+}
+
 // x: (tokens, inputs), rows of 16-byte pieces; weights, groups: see marlin::Product; bias:
-// (outputs,); out: (tokens, outputs), contiguous; parts: float32, arrived: int32 zeros, one for
-// each tile. blocks: how many share the work at most; 0: as many as the GPU holds at a time, of
+// (outputs,); out: (tokens, outputs), contiguous, or half as many, gated, if `gates` says so; parts:
+// float32, arrived: int32 zeros, one for each tile. blocks: how many share the work at most; 0: as many as the GPU holds at a time, of
 // `least` chunks each.
 void multiply(TensorView x, TensorView weights, TensorView groups, Optional<TensorView> bias,
-              TensorView out, TensorView parts, TensorView arrived, int64_t group, int64_t blocks,
-              int64_t least) {
-    const int64_t tokens = x.size(0), inputs = x.size(1), outputs = out.size(1);
+              TensorView out, TensorView parts, TensorView arrived, bool gated, int64_t group,
+              int64_t blocks, int64_t least) {
+    const int64_t tokens = x.size(0), inputs = x.size(1);
+    const int64_t outputs = out.size(1) * (gated ? 2 : 1);
     if (tokens == 0) return;
+    TVM_FFI_ICHECK(!gated || (gates(tokens, x.device().device_id) && outputs % 64 == 0))
+        << "a gate in a product of " << tokens << " tokens and " << outputs << " outputs";
     TVM_FFI_ICHECK(inputs % marlin::kInputs == 0 && outputs % marlin::kStrip == 0 &&
                    group % 32 == 0 && x.stride(1) == 1 && x.stride(0) % 8 == 0)
         << "a product of " << inputs << " inputs in groups of " << group << ", " << outputs
@@ -203,6 +211,7 @@ void multiply(TensorView x, TensorView weights, TensorView groups, Optional<Tens
         product.tokens = static_cast<int>(tokens);
         product.inputs = static_cast<int>(inputs);
         product.outputs = static_cast<int>(outputs);
+        product.gated = gated;
         auto run = [&](auto scaled) {
             constexpr int kScaled = decltype(scaled)::value;
             product.shared = static_cast<int>(group / kScaled);
@@ -262,5 +271,6 @@ void unpack(TensorView weights, TensorView groups, TensorView out, int64_t group
 }  // namespace
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(multiply, multiply);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(gates, gates);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(room_for_parts, room_for_parts);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(unpack, unpack);
