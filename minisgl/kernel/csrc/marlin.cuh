@@ -177,19 +177,17 @@ struct Sums {
         for (int r = 0; r < 4; ++r) scales[r] = 1.0f;
     }
 
-    // Of one half of the outputs: the scales from now on. to: of row g, g + 8.
-    __device__ void change(int half, const float* to) {
-        float factors[2];
+    __device__ void change(const float (&to)[4]) {
+        float factors[4];
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-            factors[r] = __fdividef(scales[half * 2 + r], to[r]);
-            scales[half * 2 + r] = to[r];
-        }
+        for (int r = 0; r < 4; ++r) factors[r] = __fdividef(scales[r], to[r]);
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-            for (int r = 0; r < 4; ++r) of[half][tile][r] *= factors[r / 2];
+            for (int r = 0; r < 8; ++r) of[r / 4][tile][r % 4] *= factors[r / 2];
         }
+#pragma unroll
+        for (int r = 0; r < 4; ++r) scales[r] = to[r];
     }
 
     // Add a chunk's products. codes(step), groups(part): this thread's 16 bytes of weights, and of
@@ -213,8 +211,7 @@ struct Sums {
                     zeros[r] = zero_of<T>(rows[r]);
                 }
                 used_group(step / (kScaled / 32));
-                change(0, now);
-                change(1, now + 2);
+                change(now);
             }
             const uint4 packed = codes(step);
             uint32_t left[2][2][4];
@@ -576,7 +573,7 @@ __device__ inline void multiply_wide(const Product<T>& p, uint4* shared) {
     wait_for_inputs();
     fetch_inputs();
 
-    int storing = 0, stage = 0, place = 0;
+    int chunk = first, storing = 0, stage = 0, place = 0;
     auto store_next = [&](bool more) {
         store_inputs(storing);  // where products of three chunks ago are done
         show_to_products();
@@ -603,51 +600,55 @@ __device__ inline void multiply_wide(const Product<T>& p, uint4* shared) {
         if (++place == kDeep) place = 0;
     };
 
-    // 32 inputs and half of the strip's outputs at a time: one half's are multiplied while the
-    // other's are unpacked, and while its sums change to other scales
-    uint32_t left[2][2][4], zeros[4];
-    auto multiply = [&](int step, int half, uint32_t a, uint32_t b) {
+    // 32 inputs at a time: while they are multiplied, the next are unpacked
+    uint32_t left[2][2][2][4], zeros[4];
+    auto prepare = [&](int step) {
         const bool fresh = step % (kScaled / 32) == 0;
-        float scales[2];
+        float scales[4];
         if (fresh) {
-            const uint4* const group = codes + (kSteps + step / (kScaled / 32)) * kWarp;
-            const uint2 rows = reinterpret_cast<const uint2*>(group)[half];
-            scales[0] = scale_of(rows.x), scales[1] = scale_of(rows.y);
-            zeros[half * 2] = zero_of<T>(rows.x), zeros[half * 2 + 1] = zero_of<T>(rows.y);
-        }
-        wait_for_products<1>();  // this half's of the step before are done
-        decode<T>(left[half][0], a, zeros + half * 2);
-        decode<T>(left[half][1], b, zeros + half * 2);
-        if (fresh) {
-            settle(total.of[half]);
-            total.change(half, scales);
-        }
-        begin_products();
+            const uint4 group = codes[(kSteps + step / (kScaled / 32)) * kWarp];
+            const uint32_t rows[4] = {group.x, group.y, group.z, group.w};
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            multiply_group<T>(total.of[half], left[half][i], right + (step * 4 + i * 2) * kTokens);
+            for (int r = 0; r < 4; ++r) {
+                scales[r] = scale_of(rows[r]);
+                zeros[r] = zero_of<T>(rows[r]);
+            }
         }
-        end_products();
-    };
-    auto step = [&](int step) {
         const uint4 packed = codes[step * kWarp];
-        multiply(step, 0, packed.x, packed.y);
-        multiply(step, 1, packed.z, packed.w);
+        wait_for_products<1>();  // those of the step before the last are done
+        decode<T>(left[step % 2][0][0], packed.x, zeros);
+        decode<T>(left[step % 2][0][1], packed.y, zeros);
+        decode<T>(left[step % 2][1][0], packed.z, zeros + 2);
+        decode<T>(left[step % 2][1][1], packed.w, zeros + 2);
+        if (fresh) {
+            wait_for_products<0>();
+            settle(total.of[0]);
+            settle(total.of[1]);
+            total.change(scales);
+        }
     };
     enter();
-    step(0);
-    step(1);
-    for (int chunk = first + 1; chunk < last; ++chunk) {
-        step(2);
-        store_next(chunk + 1 < last);
-        step(3);
+    prepare(0);
+    for (;;) {
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+            begin_products();
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                for (int m = 0; m < 2; ++m) {
+                    multiply_group<T>(total.of[m], left[step % 2][m][half],
+                                      right + (step * 4 + half * 2) * kTokens);
+                }
+            }
+            end_products();
+            if (step == kSteps / 2 && chunk + 1 < last) store_next(chunk + 2 < last);
+            if (step < kSteps - 1) prepare(step + 1);
+        }
+        if (++chunk == last) break;
         enter();
-        step(0);
-        step(1);
-        if (kScaled < kInputs) wait_for_products<0>();
+        prepare(0);
     }
-    step(2);
-    step(3);
     wait_for_products<0>();
     settle(total.of[0]);
     settle(total.of[1]);
@@ -658,43 +659,31 @@ __device__ inline void multiply_wide(const Product<T>& p, uint4* shared) {
         sums[token * Of::kLine + warp * kStrip + row] = sum * total.scales[place % 8 / 2];
     });
     cluster_barrier();
-    // some at a time, that are read together
-    constexpr int kFours = Of::kOutputs / 4, kTogether = 4;
-    const int all = tokens * (p.gated ? kFours / 2 : kFours), next = sharers * kThreads;
-    for (int i = rank * kThreads + thread; i < all; i += next * (kTogether / halves)) {
-        float4 sum[kTogether];
-        const float* from[kTogether];
-        int token[kTogether], output[kTogether];
+    constexpr int kFours = Of::kOutputs / 4;
+    auto sum_at = [&](const float* at) {
+        float4 parts[Of::kSharers], sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-        for (int j = 0; j < kTogether; ++j) {
-            const int four = min(i + j / halves * next, all - 1);
-            token[j] = p.gated ? four / (kFours / 2) : four / kFours;
-            output[j] = (four - token[j] * (kFours / halves)) * 4;
-            from[j] = sums + token[j] * Of::kLine + output[j] + j % halves * (Of::kOutputs / 2);
-            sum[j] = {0.0f, 0.0f, 0.0f, 0.0f};
-        }
-        for (int b = 0; b < sharers; b += 2) {
-            float4 one[kTogether], other[kTogether];
-#pragma unroll
-            for (int j = 0; j < kTogether; ++j) one[j] = read_from(b, from[j]);
-            if (b + 1 < sharers) {
-#pragma unroll
-                for (int j = 0; j < kTogether; ++j) other[j] = read_from(b + 1, from[j]);
-            }
-#pragma unroll
-            for (int j = 0; j < kTogether; ++j) {
-                sum[j] = plus(sum[j], one[j]);
-                if (b + 1 < sharers) sum[j] = plus(sum[j], other[j]);
-            }
+        for (int b = 0; b < Of::kSharers; ++b) {
+            if (b < sharers) parts[b] = read_from(b, at);
         }
 #pragma unroll
-        for (int j = 0; j < kTogether; ++j) {
-            const int at = across * kStrip + output[j];
-            if (i + j / halves * next >= all || at >= width || j % halves) continue;
-            float4 out = biased(sum[j], p.bias, at);
-            if (p.gated) out = gate_of<T>(out, biased(sum[j | 1], p.bias, width + at));
-            write_four(p.out + static_cast<int64_t>(above + token[j]) * width + at, out);
+        for (int b = 0; b < Of::kSharers; ++b) {
+            if (b < sharers) sum = plus(sum, parts[b]);
         }
+        return sum;
+    };
+    const int all = tokens * (p.gated ? kFours / 2 : kFours);
+    for (int i = rank * kThreads + thread; i < all; i += sharers * kThreads) {
+        const int token = p.gated ? i / (kFours / 2) : i / kFours;
+        const int mine = (i - token * (kFours / halves)) * 4, output = across * kStrip + mine;
+        if (output >= width) continue;
+        const float* const line = sums + token * Of::kLine + mine;
+        float4 sum = biased(sum_at(line), p.bias, output);
+        if (p.gated) {
+            const float4 up = sum_at(line + Of::kOutputs / 2);
+            sum = gate_of<T>(sum, biased(up, p.bias, width + output));
+        }
+        write_four(p.out + static_cast<int64_t>(above + token) * width + output, sum);
     }
     cluster_barrier();  // the others may still read this block's
 }
