@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from minisgl.kernel.int4 import Int4
@@ -147,6 +148,15 @@ class Kernels(Protocol):
 
     def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> AllLayers | None:
         """All these layers for a single token as one kernel; None where there is none for them."""
+        ...
+
+    def rotation(
+        self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of each position's angles: (tokens, 1, pairs) each, of this dtype.
+
+        positions: (tokens,) int64; frequencies: (pairs,) float32, as are the angles.
+        """
         ...
 
     def turn_and_store(

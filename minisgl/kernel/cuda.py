@@ -46,6 +46,7 @@ class CudaKernels:
         self._plain, self._module, self._many = PlainKernels(), module, many
         self._rms_norm = module["rms_norm"]
         self._silu_and_mul = module["silu_and_mul"]
+        self._rotation = module["rotation"]
         self._turn_and_store = module["turn_and_store"]
         self._decode_inputs = module["decode_inputs"]
         self._flatten_pages = module["flatten_pages"]
@@ -112,6 +113,14 @@ class CudaKernels:
     def megakernel(self, layers: Sequence[LayerWeights], shape: Shape) -> Megakernel | None:
         """See ``Kernels``."""
         return Megakernel.of(layers, shape)
+
+    def rotation(
+        self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """See ``Kernels``."""
+        both = frequencies.new_empty(2, len(positions), 1, len(frequencies), dtype=dtype)
+        self._rotation(positions, frequencies, *both)
+        return both[0], both[1]
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place

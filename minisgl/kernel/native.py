@@ -17,6 +17,7 @@ from minisgl.kernel import paging, separate
 from minisgl.kernel.base import AllLayers, LayerWeights, Matrix, Place, Shape
 from minisgl.kernel.functions import functions
 from minisgl.kernel.int4 import PER_WORD, Int4, unpack
+from minisgl.kernel.rotation import rotation
 
 _BLOCK: Final = 1 << 20  # numbers rearranged at a time
 
@@ -30,6 +31,7 @@ class NativeKernels:
     decode_inputs = staticmethod(paging.decode_inputs)
     flatten_pages = staticmethod(paging.flatten_pages)
     choose_greedy = staticmethod(paging.choose_greedy)
+    rotation = staticmethod(rotation)
 
     def __init__(self) -> None:
         self._native = functions()

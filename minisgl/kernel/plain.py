@@ -11,6 +11,7 @@ from torch import Tensor
 from minisgl.kernel import paging, separate
 from minisgl.kernel.base import AllLayers, LayerWeights, Matrix, Place, Shape
 from minisgl.kernel.int4 import Int4, dequantise
+from minisgl.kernel.rotation import rotate, rotation
 
 
 class PlainKernels:
@@ -19,6 +20,7 @@ class PlainKernels:
     decode_inputs = staticmethod(paging.decode_inputs)
     flatten_pages = staticmethod(paging.flatten_pages)
     choose_greedy = staticmethod(paging.choose_greedy)
+    rotation = staticmethod(rotation)
 
     def matrix(self, weight: Tensor, bias: Tensor | None, *, half: bool, rows: bool) -> Matrix:
         """See ``Kernels``. As it is, or as FBGEMM packs float16."""
@@ -108,9 +110,3 @@ class FbgemmMatrix:
         """See ``Matrix``."""
         assert self._rows is not None, "its rows were not asked for"
         return self._rows[ids].float()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Pair (i, i + head_dim / 2) of each head turned. x: (tokens, heads, head_dim), kept."""
-    a, b = x.chunk(2, -1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)

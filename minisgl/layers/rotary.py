@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from minisgl.kernel import plain
+from minisgl.kernel.base import Kernels
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,9 @@ class Rotary:
     """Angles for positions. No table: computing them once per forward pass costs less than the
     64 MB that a context of 131072 would keep."""
 
-    def __init__(self, rope: Rope, head_dim: int, device: torch.device) -> None:
-        self._frequencies = rope.frequencies(head_dim).to(device)
+    def __init__(self, rope: Rope, head_dim: int, device: torch.device, kernels: Kernels) -> None:
+        self._frequencies, self._kernels = rope.frequencies(head_dim).to(device), kernels
 
     def at(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """The rotation of each position; angles are float32, the result ``dtype``."""
-        angles = torch.outer(positions.float(), self._frequencies)[:, None]
-        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """x: (tokens, heads, head_dim), turned by each token's rotation. Returns the same shape."""
-    return plain.rotate(x, *rotation)
+        return Rotation(*self._kernels.rotation(positions, self._frequencies, dtype))

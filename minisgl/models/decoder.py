@@ -81,7 +81,7 @@ class Decoder(ABC):
         )
         weight = self.norm.weight
         self.dtype, self.device = weight.dtype, weight.device
-        self.rotary = Rotary(config.rope, config.head_dim, self.device)
+        self.rotary = Rotary(config.rope, config.head_dim, self.device, source.kernels)
         self._kernels, self._config, self._alone = source.kernels, config, group.size == 1
 
     @final

@@ -51,7 +51,8 @@ class LayerBench:
     def run(self, hidden: Tensor) -> None:
         """Compute the layer in place. hidden: (sequences, length, hidden_size)."""
         length = hidden.shape[1]
-        rotary = Rotary(self._config.rope, self._config.head_dim, hidden.device)
+        config = self._config
+        rotary = Rotary(config.rope, config.head_dim, hidden.device, self._bench.kernels)
         layer, windows = self._layer, self._config.traits.windows
         window = windows[self.index] if windows else None
         for some in hidden.split(max(1, _TOGETHER // length)):

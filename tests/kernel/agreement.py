@@ -144,6 +144,20 @@ class KernelsAgree(NormedProductsAgree):
         ours, theirs = kernels.silu_and_mul(x), PlainKernels().silu_and_mul(x)
         torch.testing.assert_close(ours, theirs, **BF16)
 
+    @pytest.mark.parametrize("pairs", [1, 12, 64, 130])
+    def test_rotations_agree(
+        self, kernels: Kernels, rows: int, pairs: int, dtype: torch.dtype
+    ) -> None:
+        positions = torch.randint(0, 131_072, (rows,), device=self.device)
+        positions[0] = 0
+        frequencies = 10_000.0 ** -torch.linspace(0, 1, pairs, device=self.device)
+        ours = kernels.rotation(positions, frequencies, dtype)
+        theirs = PlainKernels().rotation(positions, frequencies, dtype)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.shape == (rows, 1, pairs) and a.dtype == dtype and a.is_contiguous()
+            close = 1e-6 if dtype == torch.float32 else NEAR[dtype] / 2
+            torch.testing.assert_close(a, b, atol=close, rtol=close)
+
     @pytest.mark.parametrize("dim", [24, 64, 66, 80, 128, 256, 260])
     @pytest.mark.parametrize("normed", [True, False], ids=["normed", "as it is"])
     def test_heads_are_normalised_turned_and_stored_alike(

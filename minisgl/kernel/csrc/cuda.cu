@@ -52,6 +52,22 @@ __global__ void rms_norm_kernel(const T* x, T* residual, const T* weight, float 
     }
 }
 
+// Of each position's pair of numbers the cosine and the sine of its angle.
+template <typename T>
+__global__ void rotation_kernel(const int64_t* positions, const float* frequencies, T* cosine,
+                                T* sine, int64_t all, int64_t pairs) {
+    const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+    let_next_start();
+    const float frequency = frequencies[index % pairs];
+    wait_for_inputs();
+    if (index >= all) return;
+    const float angle = static_cast<float>(positions[index / pairs]) * frequency;
+    float c, s;
+    sincosf(angle, &s, &c);
+    cosine[index] = from_float<T>(c);
+    sine[index] = from_float<T>(s);
+}
+
 // x: (tokens, 2 * size); out: (tokens, size).
 template <typename T>
 __global__ void silu_and_mul_kernel(const T* x, T* out, int64_t size, int64_t pieces) {
@@ -259,6 +275,22 @@ void turn_and_store(TensorView qkv, Optional<TensorView> weight, double eps, Ten
     });
 }
 
+// positions: (tokens,) int64; frequencies: (pairs,) float32; cosine, sine: (tokens, pairs), as all
+// here contiguous.
+void rotation(TensorView positions, TensorView frequencies, TensorView cosine, TensorView sine) {
+    const int64_t tokens = positions.size(0), pairs = frequencies.size(0);
+    TVM_FFI_ICHECK(pairs > 0 && cosine.numel() == tokens * pairs && sine.numel() == tokens * pairs)
+        << tokens << " positions and " << pairs << " pairs do not fit";
+    if (tokens == 0) return;
+    dispatch(cosine, [&](auto* to) {
+        using T = std::remove_pointer_t<decltype(to)>;
+        const int threads = 128;
+        launch("rotation", rotation_kernel<T>, (tokens * pairs + threads - 1) / threads, threads,
+               stream_of(cosine), pointer<int64_t>(positions), pointer<float>(frequencies), to,
+               pointer<T>(sine), tokens * pairs, pairs);
+    });
+}
+
 // out: (tokens, outputs), tokens 1, 2 or 4; weight: (outputs, inputs), contiguous; make_input: of
 // the type that is computed in, what the input rows are.
 template <typename F>
@@ -359,6 +391,7 @@ void choose_greedy(TensorView logits, TensorView slots, TensorView contests, Ten
 
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(rms_norm, rms_norm);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(silu_and_mul, silu_and_mul);
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(rotation, rotation);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(turn_and_store, turn_and_store);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(product, product);
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(normed_product, normed_product);
