@@ -21,6 +21,7 @@
 // one; NCCL's protocol LL for numbers that carry their flag.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "bulk.cuh"
 #include "marlin.cuh"
@@ -35,11 +36,44 @@ constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches 
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
 constexpr int kPositions = 2;    // of which a thread has keys in flight
+constexpr int kHeads = 2;        // whose scores are computed together
 constexpr int kMostSplits = 16;  // of a head's positions
+constexpr int kParts = 8;        // of them whose results a thread waits for at a time
 constexpr float kLow = -1e30f;   // less than any score
 
 // A number handed over, below its stamp.
 using Word = uint64_t;
+
+// The numbers of a word; a bfloat16 is a float's upper half.
+template <typename T>
+__device__ inline void numbers_of(uint32_t word, float (&two)[2]) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        two[0] = __uint_as_float(word << 16), two[1] = __uint_as_float(word & 0xffff0000u);
+    } else {
+        two[0] = to_float(reinterpret_cast<const T(&)[2]>(word)[0]);
+        two[1] = to_float(reinterpret_cast<const T(&)[2]>(word)[1]);
+    }
+}
+
+template <typename T>
+__device__ inline void numbers_of(const uint4& words, float (&eight)[8]) {
+    const uint32_t four[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float two[2];
+        numbers_of<T>(four[i], two);
+        eight[2 * i] = two[0], eight[2 * i + 1] = two[1];
+    }
+}
+
+template <typename T>
+__device__ inline void numbers_of(uint2 words, float (&four)[4]) {
+    float two[2][2];
+    numbers_of<T>(words.x, two[0]);
+    numbers_of<T>(words.y, two[1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = two[i / 2][i % 2];
+}
 
 struct Matrix {
     const uint4* weights;
@@ -123,18 +157,27 @@ struct Dense {
 
     // x: the chunk's inputs, so many pieces of them.
     __device__ void add(const uint4* slot, const uint4* x, int pieces, const float*) {
+        constexpr int kTurns = kRow / kWarp;
+        uint4 inputs[kTurns], own[kTurns][kOutputs];  // all under way at once
 #pragma unroll
-        for (int i = 0; i < kRow / kWarp; ++i) {
-            const int at = threadIdx.x % kWarp + i * kWarp;
-            if (at >= pieces) break;
-            const Pack<T> number = reinterpret_cast<const Pack<T>*>(x)[at];
+        for (int i = 0; i < kTurns; ++i) {
+            const int at = threadIdx.x % kWarp + i * kWarp, there = min(at, pieces - 1);
+            inputs[i] = at < pieces ? x[at] : uint4{0, 0, 0, 0};
 #pragma unroll
             for (int output = 0; output < kOutputs; ++output) {
-                const Pack<T> own = reinterpret_cast<const Pack<T>*>(slot)[output * kRow + at];
+                own[i][output] = slot[output * kRow + there];
+            }
+        }
 #pragma unroll
-                for (int j = 0; j < Pack<T>::kSize; ++j) {
-                    sums[output] += to_float(number.at[j]) * to_float(own.at[j]);
-                }
+        for (int i = 0; i < kTurns; ++i) {
+            float eight[8];
+            numbers_of<T>(inputs[i], eight);
+#pragma unroll
+            for (int output = 0; output < kOutputs; ++output) {
+                float weights[8];
+                numbers_of<T>(own[i][output], weights);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) sums[output] += eight[j] * weights[j];
             }
         }
     }
@@ -240,25 +283,28 @@ struct alignas(16) Eight {
     float at[8];
 };
 
-// Two words, once both carry the stamp.
-__device__ inline void take(const Word* from, uint32_t stamp, Word (&two)[2]) {
-    while (two[0] >> 32 != stamp || two[1] >> 32 != stamp) look_at_two(from, two);
+__device__ inline bool is_new(Word word, uint32_t stamp) {
+    return word >> 32 == stamp;
 }
 
-template <typename T>
-__device__ inline void numbers_of(Word word, float (&two)[2]) {
-    const auto both = static_cast<uint32_t>(word);
-    two[0] = to_float(reinterpret_cast<const T(&)[2]>(both)[0]);
-    two[1] = to_float(reinterpret_cast<const T(&)[2]>(both)[1]);
-}
-
-template <typename T>
-__device__ inline void numbers_of(uint2 words, float (&four)[4]) {
-    float two[2][2];
-    numbers_of<T>(words.x, two[0]);
-    numbers_of<T>(words.y, two[1]);
+// So many pairs of words, once all carry the stamp. Those that do not are looked at again together:
+// one after the other, each look would wait for the one before. from(i): where a pair is.
+template <int kCount, typename From>
+__device__ inline void take(Word (&pairs)[kCount][2], uint32_t stamp, int count, From from) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) four[i] = two[i / 2][i % 2];
+    for (int i = 0; i < kCount; ++i) {
+        if (i < count) look_at_two(from(i), pairs[i]);
+    }
+    bool all;
+    do {
+        all = true;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            if (i >= count || (is_new(pairs[i][0], stamp) && is_new(pairs[i][1], stamp))) continue;
+            look_at_two(from(i), pairs[i]);
+            all = false;
+        }
+    } while (!all);
 }
 
 __device__ inline float float_of(Word word) {
@@ -271,6 +317,14 @@ enum { kQkv, kO, kGateUp, kDown, kProducts };
 // of gates, each of them followed by its tile of ups.
 struct Product {
     int inputs, outputs, first, count, chunks;
+    uint32_t share;  // 2^20 / chunks, rounded up
+
+    // Chunks are counted through all tiles. Dividing by a product is right for all numbers that
+    // there can be: below 2^20 / chunks, where tiles are below 4096.
+    __device__ int chunks_of_all() const { return count * chunks; }
+    __device__ int tile_of(int number) const {
+        return static_cast<int>(static_cast<uint32_t>(number) * share >> 20);
+    }
 };
 
 // A block's shared memory.
@@ -281,7 +335,7 @@ struct Shared {
     static constexpr int kFreed = kArrivals + kSlots * 8;
     static constexpr int kProductsAt = kFreed + kSlots * 8;
     static constexpr int kScratch = kProductsAt + kProducts * sizeof(Product);
-    static constexpr int kBehind = (kScratch + kWarps * 4 + 15) / 16 * 16;
+    static constexpr int kBehind = (kScratch + (kWarps + 1) * 4 + 15) / 16 * 16;
 
     const Step<T>& s;
 
@@ -290,11 +344,13 @@ struct Shared {
     __device__ Arrival* arrivals() const { return place<Arrival>(kArrivals); }
     __device__ Arrival* freed() const { return place<Arrival>(kFreed); }
     __device__ Product* products() const { return place<Product>(kProductsAt); }
-    __device__ float* scratch() const { return place<float>(kScratch); }  // a number of each warp
+    __device__ float* scratch() const {
+        return place<float>(kScratch);
+    }  // of each warp, and one more
     __device__ Layer* layers() const { return place<Layer>(s.at.layers); }
     __device__ Pool* pools() const { return place<Pool>(s.at.pools); }
     __device__ float* own() const { return place<float>(s.at.own); }
-    __device__ uint4* norm() const { return place<uint4>(s.at.norm); }
+    __device__ uint2* norm() const { return place<uint2>(s.at.norm); }
     __device__ uint4* area() const { return place<uint4>(s.at.area); }
     __device__ float* inputs() const { return place<float>(s.at.inputs); }
     __device__ float* sums() const { return place<float>(s.at.sums); }
@@ -335,8 +391,9 @@ __device__ void prepare_block(const Step<T>& s, Shared<T, Form, kDim> at) {
         const int64_t sets = outputs / Form::kOutputs / together;
         const int first = static_cast<int>(sets * blockIdx.x / gridDim.x);
         const int end = static_cast<int>(sets * (blockIdx.x + 1) / gridDim.x);
-        return {inputs, outputs, first, (end - first) * together,
-                (inputs + Form::kChunk - 1) / Form::kChunk};
+        const int chunks = (inputs + Form::kChunk - 1) / Form::kChunk;
+        const auto share = static_cast<uint32_t>(((1 << 20) + chunks - 1) / chunks);
+        return {inputs, outputs, first, (end - first) * together, chunks, share};
     };
     auto copy = [&](const void* from, void* to, int bytes) {
         for (int i = threadIdx.x; i < bytes / 8; i += blockDim.x) {
@@ -367,8 +424,8 @@ class Fetcher {
     }
 
     __device__ void run() {
-        next = {lane < kFetched ? 0 : s.num_layers, kQkv, 0, warp};
-        tile = 0;
+        next = {lane < kFetched ? 0 : s.num_layers, kQkv};
+        number = warp;
         if (lane < kFetched) settle();
         int slot = warp * Form::kStages, left = Form::kStages, phase = 1;
         while (any_of_warp(next.layer < s.num_layers)) {
@@ -376,7 +433,7 @@ class Fetcher {
             if (room) {
                 const Matrix& of = (&at.layers()[next.layer].qkv)[next.product];
                 Form::fetch(of, next, at.ring() + slot * Form::kSlot, at.arrivals() + slot);
-                next.chunk += kWarps;
+                number += kWarps;
                 settle();
                 ++slot;
                 if (--left == 0) slot = warp * Form::kStages, left = Form::kStages, phase ^= 1;
@@ -388,17 +445,16 @@ class Fetcher {
   private:
     // From a chunk that may not exist to the next of the lane's warp that does.
     __device__ void settle() {
-        while (true) {
-            const Product& p = at.products()[next.product];
-            for (; tile < p.count && next.chunk >= p.chunks; ++tile) next.chunk -= p.chunks;
-            if (tile < p.count) break;
-            tile = 0, next.chunk = warp;
+        while (number >= at.products()[next.product].chunks_of_all()) {
+            number = warp;
             if (++next.product == kProducts) {
                 next.product = 0;
                 if (++next.layer == s.num_layers) return;
             }
         }
         const Product& p = at.products()[next.product];
+        const int tile = p.tile_of(number);
+        next.chunk = number - tile * p.chunks;
         next.inputs = p.inputs, next.outputs = p.outputs, next.group = s.group;
         next.tile = p.first + tile;
         if (next.product == kGateUp) {
@@ -410,7 +466,7 @@ class Fetcher {
     const Shared<T, Form, kDim> at;
     int lane, warp;
     Fetch next;
-    int tile;  // of this block's, that it is in
+    int number;  // of the chunk that comes next, in its product
 };
 
 // All other warps: one block's part of a step.
@@ -443,15 +499,24 @@ class Block {
             at.own()[2 * i] = numbers[0], at.own()[2 * i + 1] = numbers[1];
             hand_over(s.stream + pair_at, two, stamp);
         }
+        fetch_norm(at.layers()[0].attention_norm);
 #pragma unroll 1
         for (layer = 0; layer < s.num_layers; ++layer, ++stamp) {
 #pragma unroll 1
             for (int of = 0; of < kProducts; ++of) {
-                if (of == kO) attend(at.layers()[layer], at.pools()[layer]);
+                const Layer* const own = at.layers() + layer;
+                if (of == kO) {
+                    fetch_norm(own->mlp_norm);
+                    attend(*own, at.pools()[layer]);
+                } else if (of == kDown && layer + 1 < s.num_layers) {
+                    fetch_norm(own[1].attention_norm);
+                }
                 const Product p = at.products()[of];
                 if (p.count == 0) continue;
                 row(of, p);
                 multiply(p);
+                if (kLate && is_normed(of) && warp == kWarps - 1) find_scale(p);
+                meet();
                 hand_over_results(of, p);
             }
         }
@@ -465,72 +530,83 @@ class Block {
   private:
     __device__ static void meet() { sync_first(kThreads); }
 
-    // Wait for a product's input row, and normalise it if that is due.
+    // A norm's scale multiplies the product's sums, where numbers that have not been scaled cannot
+    // be too large for their type.
+    static constexpr bool kLate = std::is_same_v<T, __nv_bfloat16>;
+
+    __device__ static bool is_normed(int of) { return of == kQkv || of == kGateUp; }
+
+    // Start to fetch a norm's weights, each thread those of its pairs of a row.
+    __device__ void fetch_norm(const void* norm) {
+        wait_for_copies<0>();  // the ones before, if this block had no use for them
+        for (int p = threadIdx.x; p < s.hidden / 4; p += kThreads) {
+            copy_async_8(at.norm() + p, static_cast<const uint2*>(norm) + p);
+        }
+        end_copy_group();
+    }
+
+    // Wait for a product's input row, and normalise it if that is due, late but for its scale.
     __device__ void row(int of, const Product& product) {
-        const Layer& weights = at.layers()[layer];
         const int pairs = product.inputs / 4;
-        const bool normed = of == kQkv || of == kGateUp;
+        const bool normed = is_normed(of);
         const Word* const from = of == kQkv      ? s.stream
                                  : of == kO      ? s.attended
                                  : of == kGateUp ? s.middle
                                                  : s.active;
         uint2* const to = reinterpret_cast<uint2*>(at.area());
-        if (normed) {
-            const void* const norm = of == kQkv ? weights.attention_norm : weights.mlp_norm;
-            for (int i = threadIdx.x; i < pairs / 2; i += kThreads) {
-                copy_async(at.norm() + i, static_cast<const uint4*>(norm) + i);
-            }
-            end_copy_group();
-        }
+        if (normed) wait_for_copies<0>();
         float squares = 0.0f;
 #pragma unroll 1
         for (int base = threadIdx.x; base < pairs; base += kAtOnce * kThreads) {
             Word two[kAtOnce][2];
+            const int count = min(kAtOnce, ceiling(pairs - base, kThreads));
+            take(two, stamp, count, [&](int i) { return from + 2 * (base + i * kThreads); });
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
                 const int p = base + i * kThreads;
-                if (p < pairs) look_at_two(from + 2 * p, two[i]);
-            }
-#pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-                const int p = base + i * kThreads;
-                if (p >= pairs) break;
-                take(from + 2 * p, stamp, two[i]);
-                to[p] = {static_cast<uint32_t>(two[i][0]), static_cast<uint32_t>(two[i][1])};
+                if (i >= count) break;
+                uint2 words = {static_cast<uint32_t>(two[i][0]), static_cast<uint32_t>(two[i][1])};
                 float x[4];
-                numbers_of<T>(to[p], x);
+                numbers_of<T>(words, x);
                 squares += x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3];
+                if (kLate && normed) words = multiplied(x, at.norm()[p], 1.0f);
+                to[p] = words;
+                if (kLate || !normed) summed(p, words);
             }
         }
-        float scale = 1.0f;
         if (normed) {
-            wait_for_copies<0>();
             squares = warp_sum(squares);
             if (threadIdx.x % kWarp == 0) at.scratch()[warp] = squares;
+        }
+        if (!kLate && normed) {
             meet();
             float all = 0.0f;
 #pragma unroll
-            for (int i = 0; i < kWarps / 8; ++i) {
-                const Eight some = reinterpret_cast<const Eight*>(at.scratch())[i];
-#pragma unroll
-                for (int j = 0; j < 8; ++j) all += some.at[j];
-            }
-            scale = norm_scale(all, 4 * pairs, s.eps);
-        }
-        if (normed || Form::kSummed > 0) {
+            for (int i = 0; i < kWarps; ++i) all += at.scratch()[i];
+            const float scale = norm_scale(all, 4 * pairs, s.eps);
 #pragma unroll 1
             for (int p = threadIdx.x; p < pairs; p += kThreads) {
-                if (normed) {
-                    float x[4], w[4];
-                    numbers_of<T>(to[p], x);
-                    numbers_of<T>(reinterpret_cast<const uint2*>(at.norm())[p], w);
-                    to[p] = {pair<T>(x[0] * scale * w[0], x[1] * scale * w[1]),
-                             pair<T>(x[2] * scale * w[2], x[3] * scale * w[3])};
-                }
+                float x[4];
+                numbers_of<T>(to[p], x);
+                to[p] = multiplied(x, at.norm()[p], scale);
                 summed(p, to[p]);
             }
         }
         meet();
+    }
+
+    __device__ static uint2 multiplied(const float (&x)[4], uint2 factors, float scale) {
+        float w[4];
+        numbers_of<T>(factors, w);
+        return {pair<T>(x[0] * scale * w[0], x[1] * scale * w[1]),
+                pair<T>(x[2] * scale * w[2], x[3] * scale * w[3])};
+    }
+
+    // By one warp: the scale of a row whose warps' squares are there.
+    __device__ void find_scale(const Product& p) {
+        const int lane = threadIdx.x % kWarp;
+        const float all = warp_sum(lane < kWarps ? at.scratch()[lane] : 0.0f);
+        if (lane == 0) at.scratch()[kWarps] = norm_scale(all, p.inputs, s.eps);
     }
 
     // The sums of inputs that lie together, whose pairs are with threads that do.
@@ -549,40 +625,39 @@ class Block {
 
     // This block's tiles times the row: each warp's sums.
     __device__ void multiply(const Product& p) {
-        const int outputs = p.count * Form::kOutputs;
-        float* to = at.sums();
-        int left = p.count, chunk = warp;
-        for (; chunk >= p.chunks && left > 0; chunk -= p.chunks) --left, to += Form::kOutputs;
+        const int outputs = p.count * Form::kOutputs, all = p.chunks_of_all();
+        const int pieces = p.inputs / 8;
+        int tile = p.tile_of(warp), chunk = warp - tile * p.chunks;
         int begin = chunk;  // a tile's first chunk of this warp
         Form form;
         form.clear();
 #pragma unroll 1
-        while (left > 0) {
+        for (int number = warp; number < all;) {
             wait_for(at.arrivals() + slot, phase);
-            const int first = chunk * Form::kChunk;
-            form.add(at.ring() + slot * Form::kSlot, at.area() + first / 8, (p.inputs - first) / 8,
-                     at.inputs() + first / 32);
+            const int first = chunk * (Form::kChunk / 8);
+            form.add(at.ring() + slot * Form::kSlot, at.area() + first, pieces - first,
+                     at.inputs() + first / 4);
             __syncwarp();  // everybody has read it
             if (threadIdx.x % kWarp == 0) release(at.freed() + slot);
             if (++slot == (warp + 1) * Form::kStages) slot = warp * Form::kStages, phase ^= 1;
-            chunk += kWarps;
+            number += kWarps, chunk += kWarps;
             if (chunk < p.chunks) continue;
-            form.each([&](int i, float sum) { to[begin * outputs + i] = sum; });
+            float* const to = at.sums() + begin * outputs + tile * Form::kOutputs;
+            form.each([&](int i, float sum) { to[i] = sum; });
             form.clear();
-            for (; chunk >= p.chunks && left > 0; chunk -= p.chunks) --left, to += Form::kOutputs;
-            begin = chunk;
+            tile = p.tile_of(number);
+            begin = chunk = number - tile * p.chunks;
         }
-        meet();
     }
 
     // What the warps have of an output of this block, added up; rounded.
-    __device__ float total(const Product& p, int output, float bias) const {
+    __device__ float total(const Product& p, int output, float scale, float bias) const {
         const int outputs = p.count * Form::kOutputs, parts = min(p.chunks, kWarps);
         const float* const from = at.sums() + output;
         float sum = 0.0f;
 #pragma unroll 4
         for (int i = 0; i < parts; ++i) sum += from[i * outputs];
-        return to_float(from_float<T>(sum + bias));
+        return to_float(from_float<T>(sum * scale + bias));
     }
 
     // Of gates and ups, silu(gate) * up; what is for the residual stream, with what that is so far.
@@ -595,6 +670,7 @@ class Block {
                          : of == kO      ? s.middle
                          : of == kGateUp ? s.active
                                          : s.stream;
+        const float scale = kLate && is_normed(of) ? at.scratch()[kWarps] : 1.0f;
 #pragma unroll 1
         for (int base = threadIdx.x / kWarp * kWarp; base < outputs; base += kThreads) {
             const int i = base + threadIdx.x % kWarp, output = i >> gated, up = i & gated;
@@ -604,7 +680,7 @@ class Block {
                 number = total(p,
                                ((output / Form::kOutputs << gated) + up) * Form::kOutputs +
                                    output % Form::kOutputs,
-                               bias == nullptr ? 0.0f : to_float(bias[number_of]));
+                               scale, bias == nullptr ? 0.0f : to_float(bias[number_of]));
                 if (grows) number = at.own()[i] = to_float(from_float<T>(at.own()[i] + number));
             }
             if (gated) {
@@ -670,12 +746,10 @@ class Block {
                 const Eight query = *reinterpret_cast<Eight*>(q + h * kDim + piece * 8);
 #pragma unroll
                 for (int i = 0; i < kPositions; ++i) {
-                    const Pack<T> own_key = reinterpret_cast<const Pack<T>&>(k[i]);
-                    float score = 0.0f;
+                    float own_key[8], score = 0.0f;
+                    numbers_of<T>(k[i], own_key);
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) {
-                        score += query.at[j] * to_float(own_key.at[j]);
-                    }
+                    for (int j = 0; j < 8; ++j) score += query.at[j] * own_key[j];
 #pragma unroll
                     for (int other = 1; other < kLanes; other *= 2) {
                         score += __shfl_xor_sync(0xffffffffu, score, other);
@@ -694,11 +768,12 @@ class Block {
                 float weight = 0.0f, sums[8] = {};
 #pragma unroll
                 for (int i = 0; i < kPositions; ++i) {
-                    const Pack<T> value = reinterpret_cast<const Pack<T>&>(v[i]);
+                    float value[8];
+                    numbers_of<T>(v[i], value);
                     const float p = exp2_near(scores[i] - peak);
                     weight += p;
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) sums[j] += p * to_float(value.at[j]);
+                    for (int j = 0; j < 8; ++j) sums[j] += p * value[j];
                 }
 #pragma unroll
                 for (int other = kLanes; other < kWarp; other *= 2) {
@@ -751,10 +826,11 @@ class Block {
         if (used) {
             const Word* const from = s.qkv + number * (kDim / 2) + lane;
             Word a = look_at(from), b = look_at(from + kHalf);
-            while (a >> 32 != stamp) a = look_at(from);
-            while (b >> 32 != stamp) b = look_at(from + kHalf);
-            numbers_of<T>(a, low);
-            numbers_of<T>(b, high);
+            while (!is_new(a, stamp) || !is_new(b, stamp)) {
+                a = look_at(from), b = look_at(from + kHalf);
+            }
+            numbers_of<T>(static_cast<uint32_t>(a), low);
+            numbers_of<T>(static_cast<uint32_t>(b), high);
         }
         if (!is_value) {
             if (weights.head_norm != nullptr) {
@@ -846,8 +922,11 @@ class Block {
                 for (int i = 0; i < kAtOnce; ++i) {
                     if (first + i * kTurns >= splits) break;
                     const Word* const from = part(head * each + h, first + i * kTurns);
-                    take(from, stamp, about[i]);
-                    while (number[i] >> 32 != stamp) number[i] = look_at(from + 2 + at_dim);
+                    while (!is_new(about[i][0], stamp) || !is_new(about[i][1], stamp) ||
+                           !is_new(number[i], stamp)) {
+                        look_at_two(from, about[i]);
+                        number[i] = look_at(from + 2 + at_dim);
+                    }
                     add(peak, weight, sum, float_of(about[i][0]), float_of(about[i][1]),
                         float_of(number[i]));
                 }

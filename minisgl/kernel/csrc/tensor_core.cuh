@@ -9,6 +9,12 @@ __device__ inline void copy_async(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
 
+// The same with 8 bytes.
+__device__ inline void copy_async_8(void* shared, const void* global) {
+    const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+}
+
 // The copies since the last call are a group.
 __device__ inline void end_copy_group() {
     asm volatile("cp.async.commit_group;" ::: "memory");

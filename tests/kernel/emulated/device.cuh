@@ -119,8 +119,9 @@ struct Index {
 struct Copy {
     void* to;
     const void* from;
+    int bytes;
 
-    void happen() const { std::memcpy(to, from, 16); }
+    void happen() const { std::memcpy(to, from, bytes); }
 };
 
 struct Barrier {
@@ -315,15 +316,18 @@ inline uint4 load_once(const uint4* from) {
     return emulated::known(from, 16) ? *from : uint4{~0u, ~0u, ~0u, ~0u};
 }
 template <typename T>
-T __shfl_xor_sync(uint32_t, T x, int other) {
+T __shfl_sync(uint32_t, T x, int from) {
     emulated::Lane* lanes = emulated::lanes_of_warp();
-    const int lane = emulated::machine.current % kWarp;
-    std::memcpy(&lanes[lane].whole, &x, sizeof(T));
+    std::memcpy(&lanes[emulated::machine.current % kWarp].whole, &x, sizeof(T));
     emulated::warp_barrier();
     T out;
-    std::memcpy(&out, &lanes[lane ^ other].whole, sizeof(T));
+    std::memcpy(&out, &lanes[from].whole, sizeof(T));
     emulated::warp_barrier();
     return out;
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t, T x, int other) {
+    return __shfl_sync(0, x, emulated::machine.current % kWarp ^ other);
 }
 
 namespace emulated {

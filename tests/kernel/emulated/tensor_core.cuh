@@ -2,22 +2,32 @@
 #pragma once
 #include "device.cuh"
 
-inline void copy_async(void* shared, const void* global) {
-    using namespace emulated;
+namespace emulated {
+
+inline void copy_some(void* shared, const void* global, int bytes) {
     const auto to = static_cast<unsigned char*>(shared) - shared_memory();
-    if (!known(global, 16)) return;
-    if (to < 0 || to + 16 > static_cast<long>(kShared)) {
+    if (!known(global, bytes)) return;
+    if (to < 0 || to + bytes > static_cast<long>(kShared)) {
         machine.problem = "a copy to outside of shared memory";
     }
-    if (to % 16 || reinterpret_cast<uintptr_t>(global) % 16)
-        machine.problem = "a copy off 16 bytes";
+    if (to % bytes || reinterpret_cast<uintptr_t>(global) % bytes)
+        machine.problem = "a copy off its size";
     if (!machine.problem.empty()) return;
-    const Copy copy{shared, global};
+    const Copy copy{shared, global, bytes};
     if (machine.eager) {
         copy.happen();
     } else {
         machine.threads[machine.current].open.push_back(copy);
     }
+}
+
+}  // namespace emulated
+
+inline void copy_async(void* shared, const void* global) {
+    emulated::copy_some(shared, global, 16);
+}
+inline void copy_async_8(void* shared, const void* global) {
+    emulated::copy_some(shared, global, 8);
 }
 inline void end_copy_group() {
     emulated::Thread& mine = emulated::machine.threads[emulated::machine.current];
