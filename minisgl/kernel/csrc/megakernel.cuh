@@ -372,8 +372,7 @@ struct Shared {
         at.area = at.norm + s.hidden * 2;
         at.inputs = at.area + widest * 2;
         at.sums = at.inputs + (Form::kSummed ? widest / Form::kSummed * 4 : 0);
-        at.end = std::max(
-            {at.sums + products * kWarps * 4, at.area + attention, at.area + 3 * kThreads * 4});
+        at.end = std::max(at.sums + products * kWarps * 4, at.area + attention);
         return at;
     }
 
@@ -740,62 +739,99 @@ class Block {
                     k[i] = newest[piece], v[i] = newest[kLanes + piece];
                 }
             }
+            float key[kPositions][8];
+#pragma unroll
+            for (int i = 0; i < kPositions; ++i) numbers_of<T>(k[i], key[i]);
+            const bool first = from == 0;
 #pragma unroll 1
-            for (int h = 0; h < each; ++h) {
-                float scores[kPositions], peak = kLow;
-                const Eight query = *reinterpret_cast<Eight*>(q + h * kDim + piece * 8);
+            for (int h = 0; h < each; h += kHeads) {
+                int of[kHeads];
+                float scores[kHeads][kPositions], peak[kHeads], before[kHeads];
 #pragma unroll
-                for (int i = 0; i < kPositions; ++i) {
-                    float own_key[8], score = 0.0f;
-                    numbers_of<T>(k[i], own_key);
+                for (int g = 0; g < kHeads; ++g) {
+                    const int own = min(h + g, each - 1);
+                    of[g] = warp * each + own;
+                    before[g] = first ? kLow : peaks[of[g]];
+                    const Eight query = *reinterpret_cast<Eight*>(q + own * kDim + piece * 8);
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) score += query.at[j] * own_key[j];
+                    for (int i = 0; i < kPositions; ++i) {
+                        scores[g][i] = 0.0f;
 #pragma unroll
-                    for (int other = 1; other < kLanes; other *= 2) {
-                        score += __shfl_xor_sync(0xffffffffu, score, other);
+                        for (int j = 0; j < 8; ++j) scores[g][i] += query.at[j] * key[i][j];
                     }
-                    scores[i] = from + i * kPass + mine < stop ? score : 2 * kLow;
-                    peak = fmaxf(peak, scores[i]);
                 }
 #pragma unroll
-                for (int other = kLanes; other < kWarp; other *= 2) {
-                    peak = fmaxf(peak, __shfl_xor_sync(0xffffffffu, peak, other));
+                for (int other = 1; other < kLanes; other *= 2) {
+#pragma unroll
+                    for (int g = 0; g < kHeads; ++g) {
+#pragma unroll
+                        for (int i = 0; i < kPositions; ++i) {
+                            scores[g][i] += __shfl_xor_sync(0xffffffffu, scores[g][i], other);
+                        }
+                    }
                 }
-                const int of = warp * each + h;
-                const bool first = from == 0;
-                const float before = first ? kLow : peaks[of];
-                peak = fmaxf(peak, before);
-                float weight = 0.0f, sums[8] = {};
+                float weight[kHeads], sums[kHeads][8];
+#pragma unroll
+                for (int g = 0; g < kHeads; ++g) {
+                    peak[g] = before[g];
+#pragma unroll
+                    for (int i = 0; i < kPositions; ++i) {
+                        if (from + i * kPass + mine >= stop) scores[g][i] = 2 * kLow;
+                        peak[g] = fmaxf(peak[g], scores[g][i]);
+                    }
+#pragma unroll
+                    for (int other = kLanes; other < kWarp; other *= 2) {
+                        peak[g] = fmaxf(peak[g], __shfl_xor_sync(0xffffffffu, peak[g], other));
+                    }
+                    weight[g] = 0.0f;
+#pragma unroll
+                    for (int i = 0; i < kPositions; ++i) {
+                        scores[g][i] = exp2_near(scores[g][i] - peak[g]);
+                        weight[g] += scores[g][i];
+                    }
+                }
 #pragma unroll
                 for (int i = 0; i < kPositions; ++i) {
                     float value[8];
                     numbers_of<T>(v[i], value);
-                    const float p = exp2_near(scores[i] - peak);
-                    weight += p;
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) sums[j] += p * value[j];
+                    for (int g = 0; g < kHeads; ++g) {
+#pragma unroll
+                        for (int j = 0; j < 8; ++j) {
+                            sums[g][j] = (i == 0 ? 0.0f : sums[g][j]) + scores[g][i] * value[j];
+                        }
+                    }
                 }
 #pragma unroll
                 for (int other = kLanes; other < kWarp; other *= 2) {
-                    weight += __shfl_xor_sync(0xffffffffu, weight, other);
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) {
-                        sums[j] += __shfl_xor_sync(0xffffffffu, sums[j], other);
+                    for (int g = 0; g < kHeads; ++g) {
+                        weight[g] += __shfl_xor_sync(0xffffffffu, weight[g], other);
+#pragma unroll
+                        for (int j = 0; j < 8; ++j) {
+                            sums[g][j] += __shfl_xor_sync(0xffffffffu, sums[g][j], other);
+                        }
                     }
                 }
-                const float kept = first ? 0.0f : exp2_near(before - peak);
-                const float old = first ? 0.0f : totals[of];
                 __syncwarp();  // all have read what is replaced now
-                if (lane < kLanes) {
-                    Eight* const to = reinterpret_cast<Eight*>(found + of * kDim + piece * 8);
-                    Eight now = *to;
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) {
-                        now.at[j] = (first ? 0.0f : now.at[j] * kept) + sums[j];
+                for (int g = 0; g < kHeads; ++g) {
+                    if (h + g >= each) break;
+                    const float kept = first ? 0.0f : exp2_near(before[g] - peak[g]);
+                    if (lane < kLanes) {
+                        Eight* const to = reinterpret_cast<Eight*>(found + of[g] * kDim) + piece;
+                        Eight now = *to;
+#pragma unroll
+                        for (int j = 0; j < 8; ++j) {
+                            now.at[j] = (first ? 0.0f : now.at[j] * kept) + sums[g][j];
+                        }
+                        *to = now;
                     }
-                    *to = now;
+                    if (lane == 0) {
+                        peaks[of[g]] = peak[g];
+                        totals[of[g]] = (first ? 0.0f : totals[of[g]] * kept) + weight[g];
+                    }
                 }
-                if (lane == 0) peaks[of] = peak, totals[of] = old * kept + weight;
                 __syncwarp();
             }
             if (begin + from + kBatch < stop) fetch(from + kBatch);
@@ -882,9 +918,9 @@ class Block {
         for (int i = threadIdx.x; i < each * kDim; i += kThreads) {
             const int h = i / kDim, at_dim = i % kDim;
             float peak = kLow, weight = 0.0f, sum = 0.0f;
-#pragma unroll 4
+#pragma unroll
             for (int w = 0; w < kWarps; ++w) peak = fmaxf(peak, peaks[w * each + h]);
-#pragma unroll 4
+#pragma unroll 8
             for (int w = 0; w < kWarps; ++w) {
                 const float factor = exp2_near(peaks[w * each + h] - peak);
                 weight += weights[w * each + h] * factor;
@@ -902,55 +938,65 @@ class Block {
             }
         }
         if (splits == 1) return;
-        constexpr int kTurns = kThreads / kDim;  // groups of threads share the splits out
+        constexpr int kTurns = kThreads / kDim;  // groups of threads take turns with the heads
         const int turn = threadIdx.x / kDim, at_dim = threadIdx.x % kDim;
-        float* const gathered = reinterpret_cast<float*>(at.area());
+        const int lane = threadIdx.x % kWarp;
 #pragma unroll 1
-        for (int h = split; h < each; h += splits) {
-            float peak = kLow, weight = 0.0f, sum = 0.0f;
-#pragma unroll 1
-            for (int first = turn; first < splits; first += kAtOnce * kTurns) {
-                Word about[kAtOnce][2], number[kAtOnce];
+        for (int h = split + turn * splits; h < each; h += kTurns * splits) {
+            const Word* const from = part(head * each + h, 0);
+            constexpr int kNext = kDim + 2;  // words from one split's to the next
+            Word about[2], number[kParts];
+            auto look = [&](int first) {
 #pragma unroll
-                for (int i = 0; i < kAtOnce; ++i) {
-                    if (first + i * kTurns >= splits) break;
-                    const Word* const from = part(head * each + h, first + i * kTurns);
-                    look_at_two(from, about[i]);
-                    number[i] = look_at(from + 2 + at_dim);
+                for (int i = 0; i < kParts; ++i) {
+                    const int other = min(first + i, splits - 1);
+                    number[i] = look_at(from + other * kNext + 2 + at_dim);
+                }
+            };
+            // again together, as in `take`
+            auto look_again = [&](int first) {
+                bool all = true;
+#pragma unroll
+                for (int i = 0; i < kParts; ++i) {
+                    if (is_new(number[i], stamp)) continue;
+                    const int other = min(first + i, splits - 1);
+                    number[i] = look_at(from + other * kNext + 2 + at_dim);
+                    all = false;
+                }
+                return all;
+            };
+            // each lane finds what one split's sums count
+            const Word* const mine = from + min(lane, splits - 1) * kNext;
+            look_at_two(mine, about);
+            look(0);
+            while (!is_new(about[0], stamp) || !is_new(about[1], stamp)) {
+                look_at_two(mine, about);
+                look_again(0);
+            }
+            const float peak = lane < splits ? float_of(about[0]) : kLow;
+            const float weight = lane < splits ? float_of(about[1]) : 0.0f;
+            float high = peak;
+#pragma unroll
+            for (int other = kWarp / 2; other > 0; other /= 2) {
+                high = fmaxf(high, __shfl_xor_sync(0xffffffffu, high, other));
+            }
+            const float factor = exp2_near(peak - high);
+            const float all = warp_sum(weight * factor);
+            float sum = 0.0f;
+#pragma unroll 1
+            for (int first = 0; first < splits; first += kParts) {
+                if (first > 0) look(first);
+                while (!look_again(first)) {
                 }
 #pragma unroll
-                for (int i = 0; i < kAtOnce; ++i) {
-                    if (first + i * kTurns >= splits) break;
-                    const Word* const from = part(head * each + h, first + i * kTurns);
-                    while (!is_new(about[i][0], stamp) || !is_new(about[i][1], stamp) ||
-                           !is_new(number[i], stamp)) {
-                        look_at_two(from, about[i]);
-                        number[i] = look_at(from + 2 + at_dim);
-                    }
-                    add(peak, weight, sum, float_of(about[i][0]), float_of(about[i][1]),
-                        float_of(number[i]));
+                for (int i = 0; i < kParts; ++i) {
+                    if (first + i >= splits) break;
+                    const float count = __shfl_sync(0xffffffffu, factor, first + i);
+                    sum += count * float_of(number[i]);
                 }
             }
-            meet();  // what was in the area is used
-            gathered[threadIdx.x] = peak;
-            gathered[kThreads + threadIdx.x] = weight;
-            gathered[2 * kThreads + threadIdx.x] = sum;
-            meet();
-            if (turn > 0) continue;
-            for (int i = threadIdx.x + kDim; i < kThreads; i += kDim) {
-                add(peak, weight, sum, gathered[i], gathered[kThreads + i],
-                    gathered[2 * kThreads + i]);
-            }
-            attended(head * each + h, at_dim, sum / weight);
+            attended(head * each + h, at_dim, sum / all);
         }
-    }
-
-    // Two parts of a softmax's sum become one.
-    __device__ static void add(float& peak, float& weight, float& sum, float peak_b, float weight_b,
-                               float sum_b) {
-        const float high = fmaxf(peak, peak_b), a = exp2_near(peak - high),
-                    b = exp2_near(peak_b - high);
-        peak = high, weight = weight * a + weight_b * b, sum = sum * a + sum_b * b;
     }
 
     __device__ Word* part(int head, int split) const {
