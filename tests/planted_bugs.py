@@ -588,6 +588,20 @@ BUGS += [
         ONE_TOKEN,
     ),
     Bug(
+        "a megakernel's chunks are counted to the tile before",
+        MEGA,
+        "((1 << 20) + chunks - 1) / chunks",
+        "(1 << 20) / chunks",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel multiplies what lies behind a row",
+        MEGA,
+        "at < pieces ? x[at] : uint4{0, 0, 0, 0}",
+        "x[at]",
+        ONE_TOKEN,
+    ),
+    Bug(
         "a megakernel's four-bit weights have no zeros",
         MEGA,
         "(sum - zero * all)",

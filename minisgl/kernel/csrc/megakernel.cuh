@@ -21,6 +21,7 @@
 // one; NCCL's protocol LL for numbers that carry their flag.
 #pragma once
 #include <algorithm>
+#include <type_traits>
 
 #include "bulk.cuh"
 #include "marlin.cuh"
@@ -40,6 +41,37 @@ constexpr float kLow = -1e30f;   // less than any score
 
 // A number handed over, below its stamp.
 using Word = uint64_t;
+
+// The numbers of a word; a bfloat16 is a float's upper half.
+template <typename T>
+__device__ inline void numbers_of(uint32_t word, float (&two)[2]) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+        two[0] = __uint_as_float(word << 16), two[1] = __uint_as_float(word & 0xffff0000u);
+    } else {
+        two[0] = to_float(reinterpret_cast<const T(&)[2]>(word)[0]);
+        two[1] = to_float(reinterpret_cast<const T(&)[2]>(word)[1]);
+    }
+}
+
+template <typename T>
+__device__ inline void numbers_of(const uint4& words, float (&eight)[8]) {
+    const uint32_t four[4] = {words.x, words.y, words.z, words.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        float two[2];
+        numbers_of<T>(four[i], two);
+        eight[2 * i] = two[0], eight[2 * i + 1] = two[1];
+    }
+}
+
+template <typename T>
+__device__ inline void numbers_of(uint2 words, float (&four)[4]) {
+    float two[2][2];
+    numbers_of<T>(words.x, two[0]);
+    numbers_of<T>(words.y, two[1]);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four[i] = two[i / 2][i % 2];
+}
 
 struct Matrix {
     const uint4* weights;
@@ -123,18 +155,27 @@ struct Dense {
 
     // x: the chunk's inputs, so many pieces of them.
     __device__ void add(const uint4* slot, const uint4* x, int pieces, const float*) {
+        constexpr int kTurns = kRow / kWarp;
+        uint4 inputs[kTurns], own[kTurns][kOutputs];  // all under way at once
 #pragma unroll
-        for (int i = 0; i < kRow / kWarp; ++i) {
-            const int at = threadIdx.x % kWarp + i * kWarp;
-            if (at >= pieces) break;
-            const Pack<T> number = reinterpret_cast<const Pack<T>*>(x)[at];
+        for (int i = 0; i < kTurns; ++i) {
+            const int at = threadIdx.x % kWarp + i * kWarp, there = min(at, pieces - 1);
+            inputs[i] = at < pieces ? x[at] : uint4{0, 0, 0, 0};
 #pragma unroll
             for (int output = 0; output < kOutputs; ++output) {
-                const Pack<T> own = reinterpret_cast<const Pack<T>*>(slot)[output * kRow + at];
+                own[i][output] = slot[output * kRow + there];
+            }
+        }
 #pragma unroll
-                for (int j = 0; j < Pack<T>::kSize; ++j) {
-                    sums[output] += to_float(number.at[j]) * to_float(own.at[j]);
-                }
+        for (int i = 0; i < kTurns; ++i) {
+            float eight[8];
+            numbers_of<T>(inputs[i], eight);
+#pragma unroll
+            for (int output = 0; output < kOutputs; ++output) {
+                float weights[8];
+                numbers_of<T>(own[i][output], weights);
+#pragma unroll
+                for (int j = 0; j < 8; ++j) sums[output] += eight[j] * weights[j];
             }
         }
     }
@@ -240,25 +281,28 @@ struct alignas(16) Eight {
     float at[8];
 };
 
-// Two words, once both carry the stamp.
-__device__ inline void take(const Word* from, uint32_t stamp, Word (&two)[2]) {
-    while (two[0] >> 32 != stamp || two[1] >> 32 != stamp) look_at_two(from, two);
+__device__ inline bool is_new(Word word, uint32_t stamp) {
+    return word >> 32 == stamp;
 }
 
-template <typename T>
-__device__ inline void numbers_of(Word word, float (&two)[2]) {
-    const auto both = static_cast<uint32_t>(word);
-    two[0] = to_float(reinterpret_cast<const T(&)[2]>(both)[0]);
-    two[1] = to_float(reinterpret_cast<const T(&)[2]>(both)[1]);
-}
-
-template <typename T>
-__device__ inline void numbers_of(uint2 words, float (&four)[4]) {
-    float two[2][2];
-    numbers_of<T>(words.x, two[0]);
-    numbers_of<T>(words.y, two[1]);
+// So many pairs of words, once all carry the stamp. Those that do not are looked at again together:
+// one after the other, each look would wait for the one before. from(i): where a pair is.
+template <int kCount, typename From>
+__device__ inline void take(Word (&pairs)[kCount][2], uint32_t stamp, int count, From from) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) four[i] = two[i / 2][i % 2];
+    for (int i = 0; i < kCount; ++i) {
+        if (i < count) look_at_two(from(i), pairs[i]);
+    }
+    bool all;
+    do {
+        all = true;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            if (i >= count || (is_new(pairs[i][0], stamp) && is_new(pairs[i][1], stamp))) continue;
+            look_at_two(from(i), pairs[i]);
+            all = false;
+        }
+    } while (!all);
 }
 
 __device__ inline float float_of(Word word) {
@@ -271,6 +315,14 @@ enum { kQkv, kO, kGateUp, kDown, kProducts };
 // of gates, each of them followed by its tile of ups.
 struct Product {
     int inputs, outputs, first, count, chunks;
+    uint32_t share;  // 2^20 / chunks, rounded up
+
+    // Chunks are counted through all tiles. Dividing by a product is right for numbers below
+    // 2^20 / chunks of fewer than 4096 tiles: shared memory does not hold a row and sums for more.
+    __device__ int chunks_of_all() const { return count * chunks; }
+    __device__ int tile_of(int number) const {
+        return static_cast<int>(static_cast<uint32_t>(number) * share >> 20);
+    }
 };
 
 // A block's shared memory.
@@ -335,8 +387,9 @@ __device__ void prepare_block(const Step<T>& s, Shared<T, Form, kDim> at) {
         const int64_t sets = outputs / Form::kOutputs / together;
         const int first = static_cast<int>(sets * blockIdx.x / gridDim.x);
         const int end = static_cast<int>(sets * (blockIdx.x + 1) / gridDim.x);
-        return {inputs, outputs, first, (end - first) * together,
-                (inputs + Form::kChunk - 1) / Form::kChunk};
+        const int chunks = (inputs + Form::kChunk - 1) / Form::kChunk;
+        const auto share = static_cast<uint32_t>(((1 << 20) + chunks - 1) / chunks);
+        return {inputs, outputs, first, (end - first) * together, chunks, share};
     };
     auto copy = [&](const void* from, void* to, int bytes) {
         for (int i = threadIdx.x; i < bytes / 8; i += blockDim.x) {
@@ -367,8 +420,8 @@ class Fetcher {
     }
 
     __device__ void run() {
-        next = {lane < kFetched ? 0 : s.num_layers, kQkv, 0, warp};
-        tile = 0;
+        next = {lane < kFetched ? 0 : s.num_layers, kQkv};
+        number = warp;
         if (lane < kFetched) settle();
         int slot = warp * Form::kStages, left = Form::kStages, phase = 1;
         while (any_of_warp(next.layer < s.num_layers)) {
@@ -376,7 +429,7 @@ class Fetcher {
             if (room) {
                 const Matrix& of = (&at.layers()[next.layer].qkv)[next.product];
                 Form::fetch(of, next, at.ring() + slot * Form::kSlot, at.arrivals() + slot);
-                next.chunk += kWarps;
+                number += kWarps;
                 settle();
                 ++slot;
                 if (--left == 0) slot = warp * Form::kStages, left = Form::kStages, phase ^= 1;
@@ -388,17 +441,16 @@ class Fetcher {
   private:
     // From a chunk that may not exist to the next of the lane's warp that does.
     __device__ void settle() {
-        while (true) {
-            const Product& p = at.products()[next.product];
-            for (; tile < p.count && next.chunk >= p.chunks; ++tile) next.chunk -= p.chunks;
-            if (tile < p.count) break;
-            tile = 0, next.chunk = warp;
+        while (number >= at.products()[next.product].chunks_of_all()) {
+            number = warp;
             if (++next.product == kProducts) {
                 next.product = 0;
                 if (++next.layer == s.num_layers) return;
             }
         }
         const Product& p = at.products()[next.product];
+        const int tile = p.tile_of(number);
+        next.chunk = number - tile * p.chunks;
         next.inputs = p.inputs, next.outputs = p.outputs, next.group = s.group;
         next.tile = p.first + tile;
         if (next.product == kGateUp) {
@@ -410,7 +462,7 @@ class Fetcher {
     const Shared<T, Form, kDim> at;
     int lane, warp;
     Fetch next;
-    int tile;  // of this block's, that it is in
+    int number;  // of the chunk that comes next, in its product
 };
 
 // All other warps: one block's part of a step.
@@ -486,16 +538,12 @@ class Block {
 #pragma unroll 1
         for (int base = threadIdx.x; base < pairs; base += kAtOnce * kThreads) {
             Word two[kAtOnce][2];
-#pragma unroll
-            for (int i = 0; i < kAtOnce; ++i) {
-                const int p = base + i * kThreads;
-                if (p < pairs) look_at_two(from + 2 * p, two[i]);
-            }
+            const int count = min(kAtOnce, ceiling(pairs - base, kThreads));
+            take(two, stamp, count, [&](int i) { return from + 2 * (base + i * kThreads); });
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
                 const int p = base + i * kThreads;
                 if (p >= pairs) break;
-                take(from + 2 * p, stamp, two[i]);
                 to[p] = {static_cast<uint32_t>(two[i][0]), static_cast<uint32_t>(two[i][1])};
                 float x[4];
                 numbers_of<T>(to[p], x);
@@ -549,15 +597,13 @@ class Block {
 
     // This block's tiles times the row: each warp's sums.
     __device__ void multiply(const Product& p) {
-        const int outputs = p.count * Form::kOutputs;
-        float* to = at.sums();
-        int left = p.count, chunk = warp;
-        for (; chunk >= p.chunks && left > 0; chunk -= p.chunks) --left, to += Form::kOutputs;
+        const int outputs = p.count * Form::kOutputs, all = p.chunks_of_all();
+        int tile = p.tile_of(warp), chunk = warp - tile * p.chunks;
         int begin = chunk;  // a tile's first chunk of this warp
         Form form;
         form.clear();
 #pragma unroll 1
-        while (left > 0) {
+        for (int number = warp; number < all;) {
             wait_for(at.arrivals() + slot, phase);
             const int first = chunk * Form::kChunk;
             form.add(at.ring() + slot * Form::kSlot, at.area() + first / 8, (p.inputs - first) / 8,
@@ -565,12 +611,13 @@ class Block {
             __syncwarp();  // everybody has read it
             if (threadIdx.x % kWarp == 0) release(at.freed() + slot);
             if (++slot == (warp + 1) * Form::kStages) slot = warp * Form::kStages, phase ^= 1;
-            chunk += kWarps;
+            number += kWarps, chunk += kWarps;
             if (chunk < p.chunks) continue;
-            form.each([&](int i, float sum) { to[begin * outputs + i] = sum; });
+            float* const to = at.sums() + begin * outputs + tile * Form::kOutputs;
+            form.each([&](int i, float sum) { to[i] = sum; });
             form.clear();
-            for (; chunk >= p.chunks && left > 0; chunk -= p.chunks) --left, to += Form::kOutputs;
-            begin = chunk;
+            tile = p.tile_of(number);
+            begin = chunk = number - tile * p.chunks;
         }
         meet();
     }
@@ -670,12 +717,10 @@ class Block {
                 const Eight query = *reinterpret_cast<Eight*>(q + h * kDim + piece * 8);
 #pragma unroll
                 for (int i = 0; i < kPositions; ++i) {
-                    const Pack<T> own_key = reinterpret_cast<const Pack<T>&>(k[i]);
-                    float score = 0.0f;
+                    float own_key[8], score = 0.0f;
+                    numbers_of<T>(k[i], own_key);
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) {
-                        score += query.at[j] * to_float(own_key.at[j]);
-                    }
+                    for (int j = 0; j < 8; ++j) score += query.at[j] * own_key[j];
 #pragma unroll
                     for (int other = 1; other < kLanes; other *= 2) {
                         score += __shfl_xor_sync(0xffffffffu, score, other);
@@ -694,11 +739,12 @@ class Block {
                 float weight = 0.0f, sums[8] = {};
 #pragma unroll
                 for (int i = 0; i < kPositions; ++i) {
-                    const Pack<T> value = reinterpret_cast<const Pack<T>&>(v[i]);
+                    float value[8];
+                    numbers_of<T>(v[i], value);
                     const float p = exp2_near(scores[i] - peak);
                     weight += p;
 #pragma unroll
-                    for (int j = 0; j < 8; ++j) sums[j] += p * to_float(value.at[j]);
+                    for (int j = 0; j < 8; ++j) sums[j] += p * value[j];
                 }
 #pragma unroll
                 for (int other = kLanes; other < kWarp; other *= 2) {
@@ -751,10 +797,11 @@ class Block {
         if (used) {
             const Word* const from = s.qkv + number * (kDim / 2) + lane;
             Word a = look_at(from), b = look_at(from + kHalf);
-            while (a >> 32 != stamp) a = look_at(from);
-            while (b >> 32 != stamp) b = look_at(from + kHalf);
-            numbers_of<T>(a, low);
-            numbers_of<T>(b, high);
+            while (!is_new(a, stamp) || !is_new(b, stamp)) {
+                a = look_at(from), b = look_at(from + kHalf);
+            }
+            numbers_of<T>(static_cast<uint32_t>(a), low);
+            numbers_of<T>(static_cast<uint32_t>(b), high);
         }
         if (!is_value) {
             if (weights.head_norm != nullptr) {
@@ -846,8 +893,11 @@ class Block {
                 for (int i = 0; i < kAtOnce; ++i) {
                     if (first + i * kTurns >= splits) break;
                     const Word* const from = part(head * each + h, first + i * kTurns);
-                    take(from, stamp, about[i]);
-                    while (number[i] >> 32 != stamp) number[i] = look_at(from + 2 + at_dim);
+                    while (!is_new(about[i][0], stamp) || !is_new(about[i][1], stamp) ||
+                           !is_new(number[i], stamp)) {
+                        look_at_two(from, about[i]);
+                        number[i] = look_at(from + 2 + at_dim);
+                    }
                     add(peak, weight, sum, float_of(about[i][0]), float_of(about[i][1]),
                         float_of(number[i]));
                 }
