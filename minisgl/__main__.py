@@ -130,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
         help="serving beside this server alone: words with {port} and {model} in them; repeatable",
     )
     bench.add_argument("--json", metavar="FILE", help="write the results there, too")
+    tables = "of the part gpu: the figures that notebooks show, as CSV"
+    bench.add_argument("--table", type=Path, metavar="FILE", help=tables)
     timelines = "instead: run CUDA graphs and overlap on and off, write their timelines there"
     bench.add_argument("--timeline", type=Path, metavar="FILE", help=timelines)
     quantize = commands.add_parser(
@@ -237,7 +239,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                     print(line, flush=True)
                 return 0
             for line in report.run(
-                tuple(arguments.parts), arguments.quick, arguments.json, arguments.server
+                tuple(arguments.parts),
+                arguments.quick,
+                arguments.json,
+                arguments.server,
+                arguments.table,
             ):
                 print(line, flush=True)
             return 0

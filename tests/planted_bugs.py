@@ -539,6 +539,13 @@ BUGS += [
         ("tests/kernel/test_cuda.py",),
     ),
     Bug(
+        "a rotation takes another pair's frequency",
+        "minisgl/kernel/csrc/cuda.cu",
+        "frequencies[index % pairs]",
+        "frequencies[index / 2 % pairs]",
+        ("tests/kernel/test_cuda.py",),
+    ),
+    Bug(
         "a key's second half is stored over its first",
         "minisgl/kernel/csrc/cuda.cu",
         "write(copy + half, high);",

@@ -167,7 +167,9 @@ def kernels_of(engine: Engine, rows: int, top: int = 12) -> Iterator[Line]:
         }
 
 
-def transformers_steps(folder: Path, sizes: Sequence[int], steps: int = 24) -> Iterator[Line]:
+def transformers_steps(
+    name: str, folder: Path, sizes: Sequence[int], steps: int = 24
+) -> Iterator[Line]:
     """What transformers needs for the same decode steps, in bfloat16, attention by SDPA."""
     from transformers import AutoModelForCausalLM
 
@@ -186,7 +188,8 @@ def transformers_steps(folder: Path, sizes: Sequence[int], steps: int = 24) -> I
                 said = model(token, use_cache=True, **{name: getattr(said, name)})
                 torch.cuda.synchronize()
                 times.append(perf_counter() - start)
-        yield {"side": "transformers", "batch": rows, "ms per step": median(times[4:]) * 1e3}
+        took = median(times[4:]) * 1e3
+        yield {"model": name, "side": "transformers", "batch": rows, "ms per step": took}
         del said
     del model, made
     forget()
@@ -255,7 +258,7 @@ def shape_lines(name: str, folder: Path, gpu: Gpu, quick: bool, **toggles: Any) 
 _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
     {
         "overlap off": {"overlap": False},
-        "graph off": {"cuda_graph": False},
+        "graphs off": {"cuda_graph": False},
         "megakernel off": {"megakernel": False},
         "recording on": {"record": True},
         "kernels torch": {"kernels": "torch"},
@@ -335,7 +338,7 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
             yield from shape_lines(name, folder, gpu, quick)
             if name == "0.6B":
                 yield from toggle_lines(name, folder, quick)
-            yield from transformers_steps(folder, (1, 16, 64))
+            yield from transformers_steps(name, folder, (1, 16, 64))
             yield from external(folder, offline())
 
 

@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-from minisgl.bench import gpu, gpu_awq, host, screen, work
+from minisgl.bench import gpu, gpu_awq, host, screen, stored, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
 from minisgl.bench.recording import recording
@@ -33,16 +33,20 @@ def run(
     quick: bool = False,
     to: str | None = None,
     others: Sequence[str] = (),
+    table: Path | None = None,
 ) -> Iterator[str]:
     """Measure these of ``PARTS`` and say what came out, line by line. to: also as JSON, there.
 
     parts: none means all. others: servers that serving is measured beside, instead of its peers.
-    Raises ValueError for a part that there is not, or for servers without serving.
+    table: where the GPU's figures go, as the notebooks show them. Raises ValueError for a part that
+    there is not, for servers without serving, for a table without a GPU.
     """
     if wrong := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"no such part: {', '.join(wrong)}; there are {', '.join(PARTS)}")
     if others and "serving" not in (parts := parts or ("serving",)):
         raise ValueError("--server is for the part serving")
+    if table is not None and "gpu" not in (parts := parts or ("gpu",)):
+        raise ValueError("--table is for the part gpu")
     lines: list[Line] = []
     about = machine_line()
     yield about
@@ -55,6 +59,9 @@ def run(
     if to is not None:
         Path(to).write_text(json.dumps({"about": about, "lines": lines}, indent=1))
         yield f"\nwritten: {to}"
+    if table is not None:
+        stored.write(table, (line for line in lines if line["part"] == "gpu"), date.today())
+        yield f"\nwritten: {table}"
 
 
 def machine_line() -> str:

@@ -27,7 +27,7 @@ from minisgl.models.fields import Fields
 _log = logging.getLogger("minisgl")
 
 
-class Memory(Protocol):
+class BatchMemory(Protocol):
     """The keys and values of one batch's rows: where new ones go, and what tokens read."""
 
     def place(self, layer: int) -> Place:
@@ -50,7 +50,7 @@ class Model(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, memory: BatchMemory) -> Tensor:
         """ids, positions: (tokens,). Returns every token's last hidden state: (tokens, hidden)."""
         ...
 
@@ -85,7 +85,7 @@ class Decoder(ABC):
         self._kernels, self._config, self._alone = source.kernels, config, group.size == 1
 
     @final
-    def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, memory: BatchMemory) -> Tensor:
         """See ``Model``."""
         rotation = self.rotary.at(positions, self.dtype)
         x, residual = self.embedding.embed(ids), None
@@ -135,7 +135,7 @@ class Layer:
         self.mlp = GatedMLP(source, f"{name}.mlp", hidden, config.intermediate_size, bias, group)
 
     def __call__(
-        self, x: Tensor, residual: Tensor | None, rotation: Rotation, memory: Memory
+        self, x: Tensor, residual: Tensor | None, rotation: Rotation, memory: BatchMemory
     ) -> tuple[Tensor, Tensor]:
         """x: what the layer before leaves to add to the residual stream; residual: the stream, None
         before the first layer. Both (tokens, hidden_size), and given up. Returns the same pair."""
@@ -192,7 +192,7 @@ class _SelfAttention:
         residual: Tensor | None,
         norm: RMSNorm,
         rotation: Rotation,
-        memory: Memory,
+        memory: BatchMemory,
     ) -> tuple[Tensor, Tensor]:
         """See ``GatedMLP``."""
         qkv, residual = norm.then(self.qkv.matrix, x, residual)

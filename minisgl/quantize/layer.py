@@ -114,11 +114,11 @@ class _Sequences:
         self._kept = x.new_empty(2, len(x), config.num_kv_heads, config.head_dim)
 
     def place(self, layer: int) -> Place:
-        """See ``Memory``. Nobody reads them there."""
+        """See ``BatchMemory``. Nobody reads them there."""
         return Place(self._kept[0], self._kept[1], torch.arange(self._kept.shape[1]))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See ``Memory``. Causal in each sequence."""
+        """See ``BatchMemory``. Causal in each sequence."""
         behind = torch.arange(self._length)[:, None] - torch.arange(self._length)
         seen = (behind >= 0) & (behind < (self._window or self._length))
         copies = q.shape[1] // k.shape[1]

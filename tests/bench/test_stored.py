@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,40 @@ def numbers(text: str) -> list[float]:
 def of(what: str, model: str, case: str) -> list[Measured]:
     rows = [row for row in measured() if (row.what, row.model, row.case) == (what, model, case)]
     return sorted(rows, key=lambda row: row.batch)
+
+
+def test_a_run_becomes_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.csv"
+    step = {"ms per step": 0.64812, "decile": 0.64, "to": 0.67, "of limit": 0.4537}
+    arm = {"ms per step": 1.0, "to base": 7.25, "from": 7.2, "to": 7.4}
+    whole = {"device in prompts": 0.3, "device in decodes": 4.6, "device idle": 0.05}
+    ours: dict[str, Any] = {"model": "0.6B"}
+    lines: list[dict[str, Any]] = [
+        {"gpu": "NVIDIA X", "torch": "2.11", "copy TB/s": 4.2},
+        {"model": "0.6B", "attention": "fa3", "pages": 9},
+        {"what": "warm-up", "seconds": 3.0},
+        ours | {"batch": 1} | step,
+        ours | {"what": "offline benchmark"} | whole,
+        ours | {"what": "offline benchmark"} | dict.fromkeys(whole, 9.9),
+        {"what": "kernels, batch 1", "ms per step": 0.6, "kinds": 3},
+        {"kernel": "k", "us each": 1.0},
+        ours | {"arm": "base", "batch": 64} | arm,
+        ours | {"arm": "graphs off", "batch": 64} | arm,
+        {"model": "0.6B", "side": "transformers", "batch": 1, "ms per step": 61.0},
+    ]
+    stored.write(path, lines, date(2026, 11, 29))
+    assert stored.label(path).startswith("One NVIDIA X, 2026-11-29, torch 2.11")
+    m = "Qwen3-0.6B"
+    assert stored.measured(path) == [
+        Measured("decode", m, "minisgl", 1, 0.6481, 0.64, 0.67, "ms", 0.4537),
+        Measured("offline", m, "prompts", 256, 0.3, None, None, "s", None),
+        Measured("offline", m, "decodes", 256, 4.6, None, None, "s", None),
+        Measured("offline", m, "idle", 256, 0.05, None, None, "s", None),
+        Measured("toggle", m, "graphs off", 64, 7.25, 7.2, 7.4, "ratio", None),
+        Measured("decode", m, "transformers", 1, 61.0, None, None, "ms", None),
+    ]
+    with pytest.raises(ValueError, match="no table is written to .*: no GPU was measured"):
+        stored.write(path, [{"note": "left out"}], date(2026, 11, 29))
 
 
 @pytest.mark.parametrize("model", ["Qwen3-8B", "Qwen3-14B"])

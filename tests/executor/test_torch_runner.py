@@ -22,7 +22,7 @@ from minisgl.executor.forward import Forward
 from minisgl.executor.tables import Staging
 from minisgl.executor.torch_runner import TorchRunner, load_model, load_runner
 from minisgl.models.config import ModelConfig
-from minisgl.models.decoder import Memory, Model
+from minisgl.models.decoder import BatchMemory, Model
 from tests.executor.batches import Sequences, config
 from tests.models.random_checkpoints import checkpoint
 
@@ -43,7 +43,7 @@ class Slow:
         self.fails = 0
         self.threads: list[tuple[str, int]] = []
 
-    def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, memory: BatchMemory) -> Tensor:
         self.leave.acquire(timeout=10)
         self.threads.append((threading.current_thread().name, torch.get_num_threads()))
         if self.fails:

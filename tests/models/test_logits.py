@@ -13,7 +13,7 @@ from minisgl.distributed.group import ALONE
 from minisgl.executor.forward import Forward
 from minisgl.executor.torch_runner import load_model
 from minisgl.models.config import ModelConfig
-from minisgl.models.decoder import Memory, Model
+from minisgl.models.decoder import BatchMemory, Model
 from tests.executor.batches import Sequences, config
 from tests.models.random_checkpoints import KINDS, VOCAB, Checkpoint, checkpoint
 
@@ -25,7 +25,7 @@ class Spy:
         self._model, self.dtype, self.device = model, model.dtype, model.device
         self.logits_of_all: list[Tensor] = []
 
-    def __call__(self, ids: Tensor, positions: Tensor, memory: Memory) -> Tensor:
+    def __call__(self, ids: Tensor, positions: Tensor, memory: BatchMemory) -> Tensor:
         hidden = self._model(ids, positions, memory)
         self.logits_of_all.append(self._model.logits(hidden))
         return hidden
