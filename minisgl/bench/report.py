@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-from minisgl.bench import gpu, gpu_awq, host, screen, stored, work
+from minisgl.bench import gpu, gpu_awq, host, screen, table, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
 from minisgl.bench.recording import recording
@@ -33,35 +33,38 @@ def run(
     quick: bool = False,
     to: str | None = None,
     others: Sequence[str] = (),
-    table: Path | None = None,
+    figures: Path | None = None,
 ) -> Iterator[str]:
     """Measure these of ``PARTS`` and say what came out, line by line. to: also as JSON, there.
 
     parts: none means all. others: servers that serving is measured beside, instead of its peers.
-    table: where the GPU's figures go, as the notebooks show them. Raises ValueError for a part that
+    figures: where the table that notebooks show of a GPU goes. Raises ValueError for a part that
     there is not, for servers without serving, for a table without a GPU.
     """
     if wrong := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"no such part: {', '.join(wrong)}; there are {', '.join(PARTS)}")
     if others and "serving" not in (parts := parts or ("serving",)):
         raise ValueError("--server is for the part serving")
-    if table is not None and "gpu" not in (parts := parts or ("gpu",)):
+    if figures is not None and "gpu" not in (parts := parts or ("gpu",)):
         raise ValueError("--table is for the part gpu")
     lines: list[Line] = []
     about = machine_line()
     yield about
-    for part in parts or PARTS:
-        yield f"\n{part}"
-        measure = partial(serving, others=others) if part == "serving" else PARTS[part]
-        for line in measure(quick):
-            lines.append({"part": part} | line)
-            yield _text(line)
-    if to is not None:
-        Path(to).write_text(json.dumps({"about": about, "lines": lines}, indent=1))
-        yield f"\nwritten: {to}"
-    if table is not None:
-        stored.write(table, (line for line in lines if line["part"] == "gpu"), date.today())
-        yield f"\nwritten: {table}"
+    try:
+        for part in parts or PARTS:
+            yield f"\n{part}"
+            measure = partial(serving, others=others) if part == "serving" else PARTS[part]
+            for line in measure(quick):
+                lines.append({"part": part} | line)
+                yield _text(line)
+    finally:  # an interrupted run keeps what it has
+        if to is not None:
+            Path(to).write_text(json.dumps({"about": about, "lines": lines}, indent=1))
+        if figures is not None:
+            table.write(figures, (line for line in lines if line["part"] == "gpu"), date.today())
+    for written in (to, figures):
+        if written is not None:
+            yield f"\nwritten: {written}"
 
 
 def machine_line() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +55,28 @@ def test_what_the_host_costs_is_measured_at_the_sizes_asked_for() -> None:
     assert host.decoding(3, steps=40, record=True).at == 3
     assert host.decoding(3, waiting=7, steps=4).what == "decoding beside 7 waiting"
     assert host.evicting(40, steps=4).commit > 0
+
+
+def test_measuring_needs_nothing_that_draws() -> None:
+    without = "import sys; sys.modules['matplotlib'] = None; from minisgl.bench import report"
+    subprocess.run([sys.executable, "-c", without], check=True)
+
+
+def test_a_table_is_of_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--table is for the part gpu"):
+        list(report.run(("cpu",), figures=tmp_path / "gpu.csv"))
+
+
+def test_an_interrupted_run_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = {"gpu": "X", "torch": "2"}
+    monkeypatch.setitem(report.PARTS, "gpu", lambda _: iter([gpu, {"what": "never"}]))
+    run = report.run(("gpu",), to=str(tmp_path / "a.json"), figures=tmp_path / "a.csv")
+    assert [next(run) for _ in range(3)][2] == "X  2"
+    run.close()
+    assert json.loads((tmp_path / "a.json").read_text())["lines"] == [{"part": "gpu"} | gpu]
+    assert (tmp_path / "a.csv").read_text().startswith("# One X, ")
 
 
 def test_parts_report_line_by_line_and_as_json(

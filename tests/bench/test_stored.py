@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from minisgl.bench import stored
-from minisgl.bench.stored import Measured, measured
+from minisgl.bench import stored, table
+from minisgl.bench.table import Measured, label, measured
 
 RESULTS = Path(stored.__file__).with_name("RESULTS.md").read_text(encoding="utf-8")
 
@@ -50,10 +50,10 @@ def test_a_run_becomes_a_table(tmp_path: Path) -> None:
         ours | {"arm": "graphs off", "batch": 64} | arm,
         {"model": "0.6B", "side": "transformers", "batch": 1, "ms per step": 61.0},
     ]
-    stored.write(path, lines, date(2026, 11, 29))
-    assert stored.label(path).startswith("One NVIDIA X, 2026-11-29, torch 2.11")
+    table.write(path, lines, date(2026, 11, 29))
+    assert label(path).startswith("One NVIDIA X, 2026-11-29, torch 2.11")
     m = "Qwen3-0.6B"
-    assert stored.measured(path) == [
+    assert measured(path) == [
         Measured("decode", m, "minisgl", 1, 0.6481, 0.64, 0.67, "ms", 0.4537),
         Measured("offline", m, "prompts", 256, 0.3, None, None, "s", None),
         Measured("offline", m, "decodes", 256, 4.6, None, None, "s", None),
@@ -62,7 +62,7 @@ def test_a_run_becomes_a_table(tmp_path: Path) -> None:
         Measured("decode", m, "transformers", 1, 61.0, None, None, "ms", None),
     ]
     with pytest.raises(ValueError, match="no table is written to .*: no GPU was measured"):
-        stored.write(path, [{"note": "left out"}], date(2026, 11, 29))
+        table.write(path, [{"note": "left out"}], date(2026, 11, 29))
 
 
 @pytest.mark.parametrize("model", ["Qwen3-8B", "Qwen3-14B"])
@@ -109,13 +109,13 @@ def test_the_offline_benchmarks_parts_are_those_of_the_table() -> None:
 
 def test_machine_and_date_stand_with_every_figure() -> None:
     assert "2026-11-23, one NVIDIA H200" in RESULTS
-    assert stored.label().startswith("One NVIDIA H200, 2026-11-23, torch 2.11.0+cu130")
+    assert label().startswith("One NVIDIA H200, 2026-11-23, torch 2.11.0+cu130")
     for picture in (
         stored.plot_toggles("graphs off", "overlap off"),
         stored.plot_decode(),
         stored.plot_offline(),
     ):
-        assert stored.label() in picture.alt and "RESULTS.md" not in picture.alt
+        assert label() in picture.alt and "RESULTS.md" not in picture.alt
     assert "graphs off: 1: 7.3 (7.2 to 7.4), 64: 3.6" in stored.plot_toggles("graphs off").alt
     assert "256: 18.5 ms, 63% of the limit" in stored.plot_decode().alt
     assert "Qwen3-8B: prompts 3.28 s, decodes 10.35 s, idle 0.06 s" in stored.plot_offline().alt
