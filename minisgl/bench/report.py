@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -34,7 +34,7 @@ def run(
     to: str | None = None,
     others: Sequence[str] = (),
     figures: Path | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Measure these of ``PARTS`` and say what came out, line by line. to: also as JSON, there.
 
     parts: none means all. others: servers that serving is measured beside, instead of its peers.
