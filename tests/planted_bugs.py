@@ -630,6 +630,13 @@ BUGS += [
         MANY_TOKENS,
     ),
     Bug(
+        "of many tokens what is still multiplied is given back",
+        MANY,
+        "wait_for_products<1>();\n            if (chunk > first)",
+        "wait_for_products<2>();\n            if (chunk > first)",
+        MANY_TOKENS,
+    ),
+    Bug(
         "a tile of many tokens leaves out its last part",
         MANY,
         "if (i < p.parts) sum = plus",

@@ -19,7 +19,7 @@ SOURCES = Path(kernels.__file__).parent / "csrc"
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     """A function: what this file of ``csrc`` exports, for tensors on the CPU; and ``emulate(seed,
-    eager)``, which the emulation explains."""
+    copies, products)``, which the emulation explains."""
     tvm_ffi = pytest.importorskip("tvm_ffi", reason="no apache-tvm-ffi, which calls the kernels")
     from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
 

@@ -66,7 +66,7 @@ def test_wherever_the_largest_are_the_first_is_chosen(
     for row, column, number in draw(st.lists(places, max_size=8)):
         logits[row, column] = number
     seed = draw(st.integers(0, 99))
-    emulated("cuda.cu")["emulate"](seed, False)
+    emulated("cuda.cu")["emulate"](seed, False, False)
     last = torch.full((rows + 1,), -1)
     slots = torch.arange(rows) + 1
     tokens = kernels.choose_greedy(logits, slots, last)

@@ -120,7 +120,7 @@ def test_where_they_cannot_be_compiled_others_multiply(
     parts=st.integers(1, 4),
     dtype=st.sampled_from(list(ROUNDING)),
     biased=st.booleans(),
-    eager=st.booleans(),
+    eager=st.tuples(st.booleans(), st.booleans()),
     seed=st.integers(0, 99),
 )
 def test_the_product_is_that_of_the_numbers_however_it_is_shared(
@@ -133,7 +133,7 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     parts: int,
     dtype: torch.dtype,
     biased: bool,
-    eager: bool,
+    eager: tuple[bool, bool],
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
@@ -142,7 +142,7 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     weight = (torch.randn(rows, inputs) / inputs**0.5).to(dtype)
     bias = torch.randn(rows).to(dtype) if biased else None
     around = torch.full((tokens + 4, outputs * 8), -7.0).to(dtype)
-    gpu["emulate"](seed, eager)
+    gpu["emulate"](seed, *eager)
     gpu["multiply"](x, weight, bias, around[2:-2], gated, *shared)
     exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
     if gated:
@@ -151,6 +151,6 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     got = around[2:-2].clone()
     assert (got.double() - exact).norm() <= 2 * ROUNDING[dtype] * exact.norm()
     assert (around[:2] == -7).all() and (around[-2:] == -7).all()
-    gpu["emulate"](seed + 1, not eager)
+    gpu["emulate"](seed + 1, not eager[0], eager[1])
     gpu["multiply"](x, weight, bias, around[2:-2], gated, *shared)
     assert torch.equal(around[2:-2], got), "sums are added in one order"

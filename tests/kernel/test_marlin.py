@@ -5,6 +5,7 @@ an emulation of what they use of a GPU. On a GPU tests/gpu asks the same of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -130,16 +131,16 @@ def test_nothing_is_written_beside_the_result(gpu: Any, room: Room) -> None:
     assert (around[8:-8] != -7).all()
 
 
-@pytest.mark.parametrize("eager", [False, True], ids=["late", "eager"])
+@pytest.mark.parametrize("eager", list(product((False, True), repeat=2)), ids=str)
 @pytest.mark.parametrize(("strips", "tokens"), [(9, 20), (8, 70)], ids=str)
 def test_many_chunks_of_a_tile_come_in_time(
-    gpu: Any, room: Room, strips: int, tokens: int, eager: bool
+    gpu: Any, room: Room, strips: int, tokens: int, eager: tuple[bool, bool]
 ) -> None:
     weight = random(strips * 32, 11, 128, torch.float16)
     x = torch.randn(tokens, 11 * 128).half()
     want, matrix = exact(weight, x), MarlinInt4(weight, None, room)
     for seed in range(2):
-        gpu["emulate"](seed, eager)
+        gpu["emulate"](seed, *eager)
         got = matrix.multiply(x, 2)
         assert (got.double() - want).abs().max() <= ROUNDING[torch.float16] * want.abs().max()
 
@@ -154,7 +155,7 @@ def test_many_chunks_of_a_tile_come_in_time(
     seed=st.integers(0, 99),
     dtype=st.sampled_from(DTYPES),
     biased=st.booleans(),
-    eager=st.booleans(),
+    eager=st.tuples(st.booleans(), st.booleans()),
 )
 def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     gpu: Any,
@@ -167,7 +168,7 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     seed: int,
     dtype: torch.dtype,
     biased: bool,
-    eager: bool,
+    eager: tuple[bool, bool],
 ) -> None:
     inputs = chunks * 128
     weight = random(strips * 32, inputs // (group or inputs), group or inputs, dtype, seed)
@@ -176,12 +177,12 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     bias = torch.randn(strips * 32).to(dtype) if biased else None
     matrix = MarlinInt4(weight, bias, room)
     room.parts.fill_(torch.nan)
-    gpu["emulate"](seed, eager)
+    gpu["emulate"](seed, *eager)
     got = matrix.multiply(x, blocks)
     assert not room.arrived.any(), "the next product finds zeros"
     want = exact(weight, x, bias)
     assert (got.double() - want).abs().max() <= ROUNDING[dtype] * want.abs().max()
-    gpu["emulate"](seed + 1, not eager)
+    gpu["emulate"](seed + 1, not eager[0], eager[1])
     again = matrix.multiply(x, blocks)
     assert torch.equal(again, got), "whatever comes first, sums are added in one order"
 

@@ -103,7 +103,7 @@ Made = Callable[[Case], OneToken]
 def test_a_token_through_all_layers(
     gpu: Any, made: Made, case: Case, seed: int, eager: bool
 ) -> None:
-    gpu["emulate"](seed, eager)
+    gpu["emulate"](seed, eager, eager)
     made(case).agree(gpu, calls=1)
 
 
@@ -114,7 +114,7 @@ def test_a_token_through_all_layers(
 def test_a_token_through_all_layers_in_any_order(
     gpu: Any, made: Made, group: int, eager: bool, seed: int
 ) -> None:
-    gpu["emulate"](seed, eager)
+    gpu["emulate"](seed, eager, eager)
     made(replace(Case(), group=group, seed=seed, layers=1 + seed)).agree(gpu)
 
 
@@ -135,7 +135,7 @@ def test_all_forms_of_numbers_and_heads(
     seen: int,
     window: int | None,
 ) -> None:
-    gpu["emulate"](seen, heads == 4)
+    gpu["emulate"](seen, heads == 4, False)
     numbers = replace(SMALL, group=group, dtype=dtype, biased=heads == 10, normed=heads != 2)
     row = replace(numbers, head_dim=head_dim, heads=heads, kv_heads=2, seen=seen, window=window)
     made(row).agree(gpu, calls=1)
@@ -145,7 +145,7 @@ def test_all_forms_of_numbers_and_heads(
 def test_calls_one_after_the_other_do_not_see_each_others_numbers(
     gpu: Any, made: Made, group: int
 ) -> None:
-    gpu["emulate"](8, False)
+    gpu["emulate"](8, False, False)
     token = made(replace(SMALL, group=group, seen=300))
     whole = Megakernel.of(token.layers, token.case.shape, gpu)
     token.agree(gpu, 2, whole)  # the same again: equal results

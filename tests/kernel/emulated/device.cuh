@@ -3,7 +3,7 @@
 // others; what a warp does together is done once all of its lanes are there. Slow, and strict:
 //
 // - a copy that nobody waited for has not happened (or, if so asked, happens at once, which shows
-//   whether it overwrites what is still read);
+//   whether it overwrites what is still read), and the same of a product of warpgroups;
 // - threads and blocks run in another order for every seed, and a warp may fall far behind; blocks
 //   that are launched together, all or a cluster of them, take turns, others run one after the
 //   other;
@@ -155,7 +155,7 @@ struct Machine {
     int current = 0;
     long moves = 0;
     uint32_t seed = 0;
-    bool eager = false, warpgroups = false;
+    bool eager = false, eager_products = false, warpgroups = false;
     std::string problem;
     std::vector<std::pair<const char*, size_t>> buffers, kept;  // of one launch, of all
     std::function<void()> body;

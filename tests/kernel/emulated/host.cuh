@@ -112,10 +112,11 @@ T* pointer_or_null(const Optional<TensorView>& x) {
     return x.has_value() ? pointer<T>(*x) : nullptr;
 }
 
-// What tests set before a launch: the order in which threads run, and when copies happen.
-inline void emulate(int64_t seed, bool eager) {
+// What tests set before a launch: the order in which threads run, and whether copies and products
+// of warpgroups happen at once.
+inline void emulate(int64_t seed, bool copies, bool products) {
     emulated::machine.seed = static_cast<uint32_t>(seed);
-    emulated::machine.eager = eager;
+    emulated::machine.eager = copies, emulated::machine.eager_products = products;
 }
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(emulate, emulate);
 

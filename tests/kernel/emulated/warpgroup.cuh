@@ -104,7 +104,7 @@ template <typename T, int kTiles>
 void multiply_group(float (&sums)[kTiles][4], const uint32_t (&a)[4], uint64_t b) {
     emulated::Thread& mine = emulated::me();
     if (!mine.begun) emulated::machine.problem = "a product that was not begun";
-    if (emulated::machine.eager) {
+    if (emulated::machine.eager_products) {
         multiply_now<T>(sums, a, b);
     } else {
         mine.open_products.emplace_back([&sums, &a, b] { multiply_now<T>(sums, a, b); });
@@ -150,7 +150,7 @@ template <typename T, int kTiles>
 void multiply_boxes(float (&sums)[kTiles][4], uint32_t a, uint32_t b) {
     emulated::Thread& mine = emulated::me();
     if (!mine.begun) emulated::machine.problem = "a product that was not begun";
-    if (emulated::machine.eager) {
+    if (emulated::machine.eager_products) {
         multiply_boxes_now<T>(sums, a, b);
     } else {
         mine.open_products.emplace_back([&sums, a, b] { multiply_boxes_now<T>(sums, a, b); });
