@@ -39,7 +39,8 @@ def run(
 
     parts: none means all. others: servers that serving is measured beside, instead of its peers.
     figures: where the table that notebooks show of a GPU goes. Raises ValueError for a part that
-    there is not, for servers without serving, for a table without a GPU.
+    there is not, for servers without serving, for a table without a GPU, for a folder that is not
+    there.
     """
     if wrong := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"no such part: {', '.join(wrong)}; there are {', '.join(PARTS)}")
@@ -47,6 +48,9 @@ def run(
         raise ValueError("--server is for the part serving")
     if figures is not None and "gpu" not in (parts := parts or ("gpu",)):
         raise ValueError("--table is for the part gpu")
+    for path in (Path(name) for name in (to, figures) if name is not None):
+        if not path.parent.is_dir():  # rather now than when all is measured
+            raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
     lines: list[Line] = []
     about = machine_line()
     yield about
