@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="COMMAND",
         help="serving beside this server alone: words with {port} and {model} in them; repeatable",
     )
-    bench.add_argument("--json", metavar="FILE", help="write the results there, too")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     tables = "of the part gpu: the figures that notebooks show, as CSV"
     bench.add_argument("--table", type=Path, metavar="FILE", help=tables)
     timelines = "instead: run CUDA graphs and overlap on and off, write their timelines there"

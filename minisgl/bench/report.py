@@ -31,7 +31,7 @@ _LARGE_BYTES: Final = 10 << 30  # disk and memory that (d) takes
 def run(
     parts: tuple[str, ...],
     quick: bool = False,
-    to: str | None = None,
+    to: Path | None = None,
     others: Sequence[str] = (),
     figures: Path | None = None,
 ) -> Generator[str, None, None]:
@@ -48,8 +48,8 @@ def run(
         raise ValueError("--server is for the part serving")
     if figures is not None and "gpu" not in (parts := parts or ("gpu",)):
         raise ValueError("--table is for the part gpu")
-    for path in (Path(name) for name in (to, figures) if name is not None):
-        if not path.parent.is_dir():  # rather now than when all is measured
+    for path in (to, figures):
+        if path is not None and not path.parent.is_dir():  # rather now than when all is measured
             raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
     lines: list[Line] = []
     about = machine_line()
@@ -63,7 +63,7 @@ def run(
                 yield _text(line)
     finally:  # an interrupted run keeps what it has
         if to is not None:
-            Path(to).write_text(json.dumps({"about": about, "lines": lines}, indent=1))
+            to.write_text(json.dumps({"about": about, "lines": lines}, indent=1))
         if figures is not None:
             table.write(figures, (line for line in lines if line["part"] == "gpu"), date.today())
     for written in (to, figures):

@@ -118,9 +118,9 @@ class CudaKernels:
         self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
         """See ``Kernels``."""
-        both = frequencies.new_empty(2, len(positions), 1, len(frequencies), dtype=dtype)
-        self._rotation(positions, frequencies, *both)
-        return both[0], both[1]
+        cos, sin = frequencies.new_empty(2, len(positions), 1, len(frequencies), dtype=dtype)
+        self._rotation(positions, frequencies, cos, sin)
+        return cos, sin
 
     def turn_and_store(
         self, qkv: Tensor, weight: Tensor | None, eps: float, cos: Tensor, sin: Tensor, to: Place

@@ -74,7 +74,7 @@ def test_an_interrupted_run_keeps_what_it_has(
 ) -> None:
     gpu = {"gpu": "X", "torch": "2"}
     monkeypatch.setitem(report.PARTS, "gpu", lambda _: iter([gpu, {"what": "never"}]))
-    run = report.run(("gpu",), to=str(tmp_path / "a.json"), figures=tmp_path / "a.csv")
+    run = report.run(("gpu",), to=tmp_path / "a.json", figures=tmp_path / "a.csv")
     assert [next(run) for _ in range(3)][2] == "X  2"
     run.close()
     assert json.loads((tmp_path / "a.json").read_text())["lines"] == [{"part": "gpu"} | gpu]
@@ -87,7 +87,7 @@ def test_parts_report_line_by_line_and_as_json(
     file = tmp_path / "out.json"
     some = {"host": lambda quick: iter([host.decoding(2, steps=2)._asdict()])}
     monkeypatch.setattr(report, "PARTS", some)
-    said = list(report.run((), True, str(file)))
+    said = list(report.run((), True, file))
     assert "torch" in said[0] and any("decoding" in line for line in said)
     assert json.loads(file.read_text())["lines"][0]["at"] == 2
     with pytest.raises(ValueError, match="no such part: speed; there are host"):

@@ -37,7 +37,7 @@ inline bool ends(Phase& phase) {
 inline void copy_to(Arrival* at, int bytes, std::function<void()> copy) {
     Phase& phase = phase_of(at);
     phase.bytes += bytes;
-    if (machine.eager) {
+    if (machine.eager_copies) {
         copy();
     } else {
         phase.open.push_back(std::move(copy));

@@ -155,7 +155,7 @@ struct Machine {
     int current = 0;
     long moves = 0;
     uint32_t seed = 0;
-    bool eager = false, eager_products = false, warpgroups = false;
+    bool eager_copies = false, eager_products = false, warpgroups = false;
     std::string problem;
     std::vector<std::pair<const char*, size_t>> buffers, kept;  // of one launch, of all
     std::function<void()> body;

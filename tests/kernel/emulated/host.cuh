@@ -116,7 +116,7 @@ T* pointer_or_null(const Optional<TensorView>& x) {
 // of warpgroups happen at once.
 inline void emulate(int64_t seed, bool copies, bool products) {
     emulated::machine.seed = static_cast<uint32_t>(seed);
-    emulated::machine.eager = copies, emulated::machine.eager_products = products;
+    emulated::machine.eager_copies = copies, emulated::machine.eager_products = products;
 }
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(emulate, emulate);
 

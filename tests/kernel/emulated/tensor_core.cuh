@@ -13,7 +13,7 @@ inline void copy_async(void* shared, const void* global) {
         machine.problem = "a copy off 16 bytes";
     if (!machine.problem.empty()) return;
     const Copy copy{shared, global};
-    if (machine.eager) {
+    if (machine.eager_copies) {
         copy.happen();
     } else {
         machine.threads[machine.current].open.push_back(copy);
