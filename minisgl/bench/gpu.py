@@ -174,7 +174,7 @@ def transformers_steps(
     from transformers import AutoModelForCausalLM
 
     made: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    model, name = made.to("cuda").eval(), cache_of(made)
+    model, cache = made.to("cuda").eval(), cache_of(made)
     for rows in sizes:
         work = equal(rows, rows, _CONTEXT, steps, 10_000)
         ids = torch.tensor([asked.prompt for asked in work.requests], device="cuda")
@@ -185,7 +185,7 @@ def transformers_steps(
                 torch.cuda.synchronize()
                 start = perf_counter()
                 token = said.logits[:, -1].argmax(-1, keepdim=True)
-                said = model(token, use_cache=True, **{name: getattr(said, name)})
+                said = model(token, use_cache=True, **{cache: getattr(said, cache)})
                 torch.cuda.synchronize()
                 times.append(perf_counter() - start)
         took = median(times[4:]) * 1e3
