@@ -567,6 +567,13 @@ BUGS += [
         ONE_TOKEN,
     ),
     Bug(
+        "a megakernel's blocks lack a copy of the residual stream",
+        MEGA,
+        "for (int i = 0; i < kCopies; ++i) {\n            hand_over",
+        "for (int i = 1; i < kCopies; ++i) {\n            hand_over",
+        ONE_TOKEN,
+    ),
+    Bug(
         "a megakernel forgets what it added to the residual stream",
         MEGA,
         "if (grows) number = at.own()[i] = ",

@@ -51,12 +51,12 @@ mega::Step<T> sized(int64_t num_layers, int64_t hidden, int64_t inner, int64_t h
     return step;
 }
 
-// Words that blocks hand over: of the residual stream, queries and so on, what each needs.
+// Words that blocks hand over: for the residual stream, queries and so on.
 struct Words {
     int64_t stream, qkv, attended, active, parts;
 
     Words(int64_t hidden, int64_t inner, int64_t heads, int64_t kv_heads, int64_t dim)
-        : stream(hidden / 2),
+        : stream(mega::kCopies * mega::spread(static_cast<int>(hidden) / 2)),
           qkv((heads + 2 * kv_heads) * dim / 2),
           attended(heads * dim / 2),
           active(inner / 2),

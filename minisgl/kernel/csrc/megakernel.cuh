@@ -37,10 +37,18 @@ constexpr int kAllThreads = kThreads + kFetchers * kWarp;
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
 constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
+constexpr int kCopies = 4;       // of a row of the residual stream
 constexpr float kLow = -1e30f;   // less than any score
 
 // A number handed over, below its stamp.
 using Word = uint64_t;
+
+// Where a word of the residual stream lies in a copy of its row. All blocks look at such a row at
+// once, and it is short: the lines of the second cache that it would fill answer them one by one.
+// So they look at copies, each with four words in a line of sixteen.
+__host__ __device__ inline int spread(int word) {
+    return word / 4 * 16 + word % 4;
+}
 
 // The numbers of a word; a bfloat16 is a float's upper half.
 template <typename T>
@@ -115,7 +123,8 @@ struct Step {
     const int32_t *pages, *end;  // the row's page table, and how many positions it has now
     int page_size;
     T* out;  // (hidden,)
-    // What blocks hand over: two numbers a word, but one float of parts.
+    // What blocks hand over: two numbers a word, but one float of parts. stream, middle: the
+    // residual stream after and within a layer, in copies.
     Word *stream, *qkv, *parts, *attended, *middle, *active;
     uint32_t* launches;  // before this one
     int* done;           // blocks: 0 before and after
@@ -285,24 +294,22 @@ __device__ inline bool is_new(Word word, uint32_t stamp) {
     return word >> 32 == stamp;
 }
 
-// So many pairs of words, once all carry the stamp. Those that do not are looked at again together:
-// one after the other, each look would wait for the one before. from(i): where a pair is.
+// So many pairs of words, once all carry the stamp. All are looked at together, and those that do
+// not carry it again, but one after the other: looks that find nothing delay those that would.
+// from(i): where a pair is.
 template <int kCount, typename From>
 __device__ inline void take(Word (&pairs)[kCount][2], uint32_t stamp, int count, From from) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
         if (i < count) look_at_two(from(i), pairs[i]);
     }
-    bool all;
-    do {
-        all = true;
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            if (i >= count || (is_new(pairs[i][0], stamp) && is_new(pairs[i][1], stamp))) continue;
+    for (int i = 0; i < kCount; ++i) {
+        if (i >= count) break;
+        while (!is_new(pairs[i][0], stamp) || !is_new(pairs[i][1], stamp)) {
             look_at_two(from(i), pairs[i]);
-            all = false;
         }
-    } while (!all);
+    }
 }
 
 __device__ inline float float_of(Word word) {
@@ -493,7 +500,7 @@ class Block {
             float numbers[2];
             numbers_of<T>(two, numbers);
             at.own()[2 * i] = numbers[0], at.own()[2 * i + 1] = numbers[1];
-            hand_over(s.stream + pair_at, two, stamp);
+            show(s.stream, pair_at, two, stamp);
         }
 #pragma unroll 1
         for (layer = 0; layer < s.num_layers; ++layer, ++stamp) {
@@ -522,9 +529,9 @@ class Block {
         const Layer& weights = at.layers()[layer];
         const int pairs = product.inputs / 4;
         const bool normed = of == kQkv || of == kGateUp;
-        const Word* const from = of == kQkv      ? s.stream
+        const Word* const from = of == kQkv      ? copy_of(s.stream)
                                  : of == kO      ? s.attended
-                                 : of == kGateUp ? s.middle
+                                 : of == kGateUp ? copy_of(s.middle)
                                                  : s.active;
         uint2* const to = reinterpret_cast<uint2*>(at.area());
         if (normed) {
@@ -539,7 +546,10 @@ class Block {
         for (int base = threadIdx.x; base < pairs; base += kAtOnce * kThreads) {
             Word two[kAtOnce][2];
             const int count = min(kAtOnce, ceiling(pairs - base, kThreads));
-            take(two, stamp, count, [&](int i) { return from + 2 * (base + i * kThreads); });
+            take(two, stamp, count, [&](int i) {
+                const int word = 2 * (base + i * kThreads);
+                return from + (normed ? spread(word) : word);
+            });
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
                 const int p = base + i * kThreads;
@@ -663,10 +673,23 @@ class Block {
             const uint32_t two = pair<T>(number, other);
             if (ends) {
                 reinterpret_cast<uint32_t*>(s.out)[(first + output) / 2] = two;
+            } else if (grows) {
+                show(to, (first + output) / 2, two, stamp + (of == kDown));
             } else {
-                hand_over(to + (first + output) / 2, two, stamp + (of == kDown));
+                hand_over(to + (first + output) / 2, two, stamp);
             }
         }
+    }
+
+    // Two numbers of the residual stream for all blocks; and the copy for this one.
+    __device__ void show(Word* row, int word, uint32_t two, uint32_t now) const {
+#pragma unroll
+        for (int i = 0; i < kCopies; ++i) {
+            hand_over(row + i * spread(s.hidden / 2) + spread(word), two, now);
+        }
+    }
+    __device__ const Word* copy_of(const Word* row) const {
+        return row + blockIdx.x % kCopies * spread(s.hidden / 2);
     }
 
     // Attention of a key head's queries to some of its positions.
