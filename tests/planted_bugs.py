@@ -567,10 +567,10 @@ BUGS += [
         ONE_TOKEN,
     ),
     Bug(
-        "a megakernel's blocks lack a copy of the residual stream",
+        "a megakernel reads the residual stream as if it were not spread",
         MEGA,
-        "for (int i = 0; i < kCopies; ++i) {\n            hand_over",
-        "for (int i = 1; i < kCopies; ++i) {\n            hand_over",
+        "return from + (normed ? spread(word, s.hidden) : word);",
+        "return from + word;",
         ONE_TOKEN,
     ),
     Bug(

@@ -70,6 +70,12 @@ CASES: list[tuple[str, Case, int, bool]] = [
         7,
         True,
     ),
+    (
+        "a row of the residual stream that is not spread",
+        replace(SMALL, group=128, layers=2, hidden=2176, seen=9),
+        8,
+        False,
+    ),
 ]
 
 

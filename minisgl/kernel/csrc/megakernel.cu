@@ -56,7 +56,7 @@ struct Words {
     int64_t stream, qkv, attended, active, parts;
 
     Words(int64_t hidden, int64_t inner, int64_t heads, int64_t kv_heads, int64_t dim)
-        : stream(mega::kCopies * mega::spread(static_cast<int>(hidden) / 2)),
+        : stream(mega::spread(static_cast<int>(hidden / 2), static_cast<int>(hidden))),
           qkv((heads + 2 * kv_heads) * dim / 2),
           attended(heads * dim / 2),
           active(inner / 2),

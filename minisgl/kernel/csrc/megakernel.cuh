@@ -37,17 +37,17 @@ constexpr int kAllThreads = kThreads + kFetchers * kWarp;
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
 constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
-constexpr int kCopies = 4;       // of a row of the residual stream
+constexpr int kShort = 2048;     // numbers of a residual stream that are few for a row
 constexpr float kLow = -1e30f;   // less than any score
 
 // A number handed over, below its stamp.
 using Word = uint64_t;
 
-// Where a word of the residual stream lies in a copy of its row. All blocks look at such a row at
-// once, and it is short: the lines of the second cache that it would fill answer them one by one.
-// So they look at copies, each with four words in a line of sixteen.
-__host__ __device__ inline int spread(int word) {
-    return word / 4 * 16 + word % 4;
+// Where a word of the residual stream lies in its row. All blocks look at it at the same time, and
+// the lines of the second cache answer one look after the other: a short row takes more lines than
+// it would fill, with four words in each.
+__host__ __device__ inline int spread(int word, int hidden) {
+    return hidden <= kShort ? word / 4 * 16 + word % 4 : word;
 }
 
 // The numbers of a word; a bfloat16 is a float's upper half.
@@ -124,7 +124,7 @@ struct Step {
     int page_size;
     T* out;  // (hidden,)
     // What blocks hand over: two numbers a word, but one float of parts. stream, middle: the
-    // residual stream after and within a layer, in copies.
+    // residual stream after and within a layer, spread.
     Word *stream, *qkv, *parts, *attended, *middle, *active;
     uint32_t* launches;  // before this one
     int* done;           // blocks: 0 before and after
@@ -500,7 +500,7 @@ class Block {
             float numbers[2];
             numbers_of<T>(two, numbers);
             at.own()[2 * i] = numbers[0], at.own()[2 * i + 1] = numbers[1];
-            show(s.stream, pair_at, two, stamp);
+            hand_over(s.stream + spread(pair_at, s.hidden), two, stamp);
         }
 #pragma unroll 1
         for (layer = 0; layer < s.num_layers; ++layer, ++stamp) {
@@ -529,9 +529,9 @@ class Block {
         const Layer& weights = at.layers()[layer];
         const int pairs = product.inputs / 4;
         const bool normed = of == kQkv || of == kGateUp;
-        const Word* const from = of == kQkv      ? copy_of(s.stream)
+        const Word* const from = of == kQkv      ? s.stream
                                  : of == kO      ? s.attended
-                                 : of == kGateUp ? copy_of(s.middle)
+                                 : of == kGateUp ? s.middle
                                                  : s.active;
         uint2* const to = reinterpret_cast<uint2*>(at.area());
         if (normed) {
@@ -548,7 +548,7 @@ class Block {
             const int count = min(kAtOnce, ceiling(pairs - base, kThreads));
             take(two, stamp, count, [&](int i) {
                 const int word = 2 * (base + i * kThreads);
-                return from + (normed ? spread(word) : word);
+                return from + (normed ? spread(word, s.hidden) : word);
             });
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
@@ -671,25 +671,13 @@ class Block {
             const float other = __shfl_xor_sync(0xffffffffu, number, 1 << gated);
             if (i >= outputs || i % (2 << gated) != 0) continue;
             const uint32_t two = pair<T>(number, other);
+            const int word = (first + output) / 2;
             if (ends) {
-                reinterpret_cast<uint32_t*>(s.out)[(first + output) / 2] = two;
-            } else if (grows) {
-                show(to, (first + output) / 2, two, stamp + (of == kDown));
+                reinterpret_cast<uint32_t*>(s.out)[word] = two;
             } else {
-                hand_over(to + (first + output) / 2, two, stamp);
+                hand_over(to + (grows ? spread(word, s.hidden) : word), two, stamp + (of == kDown));
             }
         }
-    }
-
-    // Two numbers of the residual stream for all blocks; and the copy for this one.
-    __device__ void show(Word* row, int word, uint32_t two, uint32_t now) const {
-#pragma unroll
-        for (int i = 0; i < kCopies; ++i) {
-            hand_over(row + i * spread(s.hidden / 2) + spread(word), two, now);
-        }
-    }
-    __device__ const Word* copy_of(const Word* row) const {
-        return row + blockIdx.x % kCopies * spread(s.hidden / 2);
     }
 
     // Attention of a key head's queries to some of its positions.
