@@ -139,7 +139,7 @@ class _Shares:
                 ax.barh(y, row.value, 0.6, left, color=STATES[state])
                 left += row.value
             ax.annotate(
-                " + ".join(f"{row.value:g}" for row in self.rows if row.model == model) + " s",
+                " + ".join(f"{row.value:.3g}" for row in self.rows if row.model == model) + " s",
                 (left, y),
                 (3, 0),
                 textcoords="offset points",
@@ -158,14 +158,15 @@ class _Shares:
 
 
 def _short(row: Measured) -> str:
-    return f"{row.value:g}" if row.limit_share is None else f"{row.value:g}\n{row.limit_share:.0%}"
+    value = f"{row.value:.3g}"
+    return value if row.limit_share is None else f"{value}\n{row.limit_share:.0%}"
 
 
 def _says(row: Measured) -> str:
     unit = "" if row.unit == "ratio" else f" {row.unit}"
-    text = f"{row.value:g}{unit}"
+    text = f"{row.value:.3g}{unit}"
     if row.low is not None and row.high is not None:
-        text += f" ({row.low:g} to {row.high:g})"
+        text += f" ({row.low:.3g} to {row.high:.3g})"
     if row.limit_share is not None:
         text += f", {row.limit_share:.0%} of the limit"
     return text
