@@ -15,7 +15,7 @@ import os
 import shlex
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from statistics import median, quantiles
@@ -24,12 +24,18 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
+from minisgl.bench.ablate import ablate
+from minisgl.bench.drive import Run, drive
+from minisgl.bench.effects import FEWEST_RUNS
 from minisgl.bench.gpu_limits import Gpu, forget, measured, offline_limit, step_limit
 from minisgl.bench.gpu_shapes import write
 from minisgl.bench.work import Asked, Work, equal
+from minisgl.bench.workload import Workload
 from minisgl.build import load
+from minisgl.config import EngineConfig
 from minisgl.core import SamplingParams, StepRecord
 from minisgl.engine.engine import Engine
+from minisgl.engine.prompt import Prompt
 from minisgl.tiny.evaluate import cache_of
 
 Line = dict[str, Any]
@@ -324,6 +330,48 @@ def in_turn(
     forget()
 
 
+def ablated(
+    name: str,
+    folder: Path,
+    base: EngineConfig,
+    toggles: Mapping[str, Iterable[Any]],
+    repeats: int,
+    rows: int = 64,
+) -> Iterator[Line]:
+    """Whole runs under each toggle beside the base's, by ``minisgl.ablate``: ratios with intervals.
+
+    So many requests decode together; engines are warm before they are timed.
+    """
+    work = equal(rows, rows, _CONTEXT, 192, 10_000)
+    found = ablate(
+        Workload.from_prompts([asked.prompt for asked in work.requests], 192),
+        folder,
+        base,
+        toggles=toggles,
+        repeats=repeats,
+        progress=False,
+        metrics=("throughput", "itl"),
+        driver=_drive_warm,
+    )
+    for effect in found.effects:
+        ratio, low, high = effect.interval or (None, None, None)
+        yield {
+            "model": name,
+            "ablated": effect.arm,
+            "batch": rows,
+            "metric": effect.metric,
+            "to base": ratio,
+            "from": low,
+            "to": high,
+            "verdict": effect.verdict,
+        }
+
+
+def _drive_warm(engine: Engine, workload: Workload, prompts: Sequence[Prompt]) -> Run:
+    warm_up(engine, len(workload))
+    return drive(engine, workload, prompts)
+
+
 def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterator[Line]:
     """Everything, one shape after the other. Takes minutes, and disk for the largest checkpoint."""
     if not torch.cuda.is_available():
@@ -339,6 +387,10 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
             yield from shape_lines(name, folder, gpu, quick)
             if name == "0.6B":
                 yield from toggle_lines(name, folder, quick)
+                sizes: dict[str, Any] = dict(max_running=64, max_seq_len=2048, num_pages=64 * 56)
+                base = EngineConfig(device="cuda", record=False, **sizes)
+                off = {"overlap": [False], "cuda_graph": [False]}
+                yield from ablated(name, folder, base, off, 2 if quick else FEWEST_RUNS)
             yield from transformers_steps(name, folder, (1, 16, 64))
             yield from external(folder, offline())
 
