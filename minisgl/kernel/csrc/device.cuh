@@ -23,6 +23,11 @@ __device__ inline uint4 load_once(const uint4* from) {
     return out;
 }
 
+// Have the line of 128 bytes that this lies in brought to the second cache.
+__device__ inline void bring(const void* at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at) : "memory");
+}
+
 // One more has arrived; how many there were. What those and this thread's block wrote before is
 // seen by whoever comes after it in this block: no fence of every thread is needed.
 __device__ inline int arrive(int* at) {

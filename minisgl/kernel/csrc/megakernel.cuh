@@ -504,6 +504,8 @@ class Block {
         }
 #pragma unroll 1
         for (layer = 0; layer < s.num_layers; ++layer, ++stamp) {
+            if (layer + 1 < s.num_layers) bring_norms(at.layers()[layer + 1]);
+            bring_keys(at.pools()[layer]);
 #pragma unroll 1
             for (int of = 0; of < kProducts; ++of) {
                 if (of == kO) attend(at.layers()[layer], at.pools()[layer]);
@@ -602,6 +604,34 @@ class Block {
                 sum += __shfl_xor_sync(0xffffffffu, sum, other);
             }
             if (p % (Form::kSummed / 4) == 0) at.inputs()[p / (Form::kSummed / 4)] = sum;
+        }
+    }
+
+    // What norms are multiplied with is read once a step, when the memory is busiest: a layer
+    // ahead, the blocks bring its lines to the second cache.
+    __device__ void bring_norms(const Layer& next) const {
+        const int heads = next.head_norm == nullptr ? 0 : (s.heads + s.kv_heads) * kDim;
+        const void* const of[3] = {next.attention_norm, next.mlp_norm, next.head_norm};
+        const int bytes[3] = {s.hidden * 2, s.hidden * 2, heads * 2};
+        int here = (static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x * threadIdx.x)) * 128;
+#pragma unroll
+        for (int i = 0; i < 3; ++i) {
+            if (here >= 0 && here < bytes[i]) bring(static_cast<const char*>(of[i]) + here);
+            here -= (bytes[i] + 127) / 128 * 128;
+        }
+    }
+
+    // The keys and values of the first positions that this block attends to, likewise.
+    __device__ void bring_keys(const Pool& pool) const {
+        const int piece = threadIdx.x % kWarp % kLanes;
+        if (window < 0 || piece % 8 != 0) return;
+#pragma unroll
+        for (int i = 0; i < kPositions; ++i) {
+            const int position = begin + i * kPass + first_position();
+            if (position >= stop || position >= end - 1) continue;
+            const int64_t where = static_cast<int64_t>(rows[i]) * kLanes + piece;
+            bring(static_cast<const uint4*>(pool.keys) + where);
+            bring(static_cast<const uint4*>(pool.values) + where);
         }
     }
 

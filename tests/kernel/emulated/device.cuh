@@ -314,6 +314,7 @@ inline uint4* dynamic_shared() {
 inline uint4 load_once(const uint4* from) {
     return emulated::known(from, 16) ? *from : uint4{~0u, ~0u, ~0u, ~0u};
 }
+inline void bring(const void*) {}
 template <typename T>
 T __shfl_xor_sync(uint32_t, T x, int other) {
     emulated::Lane* lanes = emulated::lanes_of_warp();
