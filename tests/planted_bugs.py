@@ -1221,8 +1221,22 @@ BUGS += [
     Bug(
         "a device's work begins before it was launched",
         "minisgl/executor/clock.py",
-        "start = min(max(start, launched, least), seen - duration)",
+        "start = min(max(start, launched), seen - duration)",
         "start = min(start, seen - duration)",
+        ("tests/executor/test_clock.py",),
+    ),
+    Bug(
+        "a device's work lies wherever a late host saw its end",
+        "minisgl/executor/clock.py",
+        "min(start + self._moved, latest) if self._known else latest",
+        "latest",
+        ("tests/executor/test_clock.py",),
+    ),
+    Bug(
+        "a device's clock that has stood still is believed",
+        "minisgl/executor/clock.py",
+        "            self._known = False\n",
+        "            pass\n",
         ("tests/executor/test_clock.py",),
     ),
     Bug(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-_WAKING: Final = 1e-4  # a host that waits for a device goes on this long after it at most
+_DRIFT: Final = 300e-6  # what two clocks may part by, of the time that goes by
 
 
 class DeviceClock:
@@ -13,11 +13,17 @@ class DeviceClock:
 
     A device measures durations and no dates, and its seconds are not exactly the host's. What the
     host knows bounds the error each time: work cannot begin before it was launched nor end after
-    somebody saw its end. Where somebody waited for that end, the place is known to 0.1 ms.
+    somebody saw its end. A host that waits for an end wakes a little after it, sometimes much
+    later; so the earliest that it ever woke tells where the device's clock stands, and only drift
+    moves that. Once somebody has waited, the error is at most how late the host woke at best, and
+    what the clocks have parted by since.
     """
 
     def __init__(self) -> None:
-        self._end: float | None = None
+        self._now = 0.0  # the device's clock, at the end of the last piece of work
+        self._zero: float | None = None  # the host's time when it stood at 0, at the latest
+        self._moved = 0.0  # how much later than that it may be by now
+        self._known = False  # whether somebody has waited since it was last found wrong
 
     def place(
         self, gap: float, duration: float, launched: float, seen: float, waited: bool
@@ -28,11 +34,19 @@ class DeviceClock:
         launched: the host's time before it was launched. seen: after it was seen to be over.
         waited: whether the host had been waiting for it by then.
         """
-        start = launched if self._end is None else self._end + gap
-        least = seen - duration - _WAKING if waited else launched
-        start = min(max(start, launched, least), seen - duration)
-        self._end = start + duration
-        return start, self._end
+        begin = self._now + gap
+        self._now = begin + duration
+        self._moved += _DRIFT * (gap + duration)
+        start = launched if self._zero is None else self._zero + begin
+        if start + self._moved < launched:  # one of the clocks has stood still
+            self._known = False
+        if waited:
+            latest = seen - duration
+            start = min(start + self._moved, latest) if self._known else latest
+            self._moved, self._known = 0.0, True
+        start = min(max(start, launched), seen - duration)
+        self._zero = start - begin
+        return start, start + duration
 
 
 class Anchor(NamedTuple):

@@ -37,6 +37,42 @@ def test_work_that_is_waited_for_lies_within_the_time_of_waking(
         assert abs(stop - end) <= 1e-4 + duration * abs(rate) + 1e-9
 
 
+@given(
+    rate=st.floats(-200e-6, 200e-6),
+    steps=st.lists(
+        st.tuples(st.floats(0, 5e-4), st.floats(1e-5, 5e-2), st.floats(0, 5e-3)), max_size=50
+    ),
+)
+def test_a_host_that_wakes_late_does_not_move_what_it_waited_for(
+    rate: float, steps: list[tuple[float, float, float]]
+) -> None:
+    """Each step: the device idle before it, its duration, how late the host is: the earliest time
+    at which it ever woke counts, and what the clocks may have parted since."""
+    clock, now, best, since = DeviceClock(), 7.0, 1e-5, 0.0
+    clock.place(0.0, 1e-3 * (1 + rate), now, now + 1e-3 + best, True)
+    now += 1e-3
+    for idle, duration, late in steps:
+        start, end = now + idle, now + idle + duration
+        since += end - now
+        if late < best + 500e-6 * since:
+            best, since = late, 0.0
+        measured = (idle * (1 + rate), duration * (1 + rate))
+        _, stop = clock.place(*measured, start, end + late, True)
+        assert -1e-9 <= stop - end + abs(rate) * duration
+        assert stop - end <= best + 500e-6 * since + abs(rate) * duration + 1e-9
+        now = end
+
+
+def test_what_nobody_waited_for_finds_its_place_when_somebody_waits() -> None:
+    """The host's clock went on for an hour while the device's stood still."""
+    clock = DeviceClock()
+    clock.place(0.0, 1e-3, 0.0, 0.5, False)
+    assert clock.place(1e-6, 1e-3, 0.1, 3600.0, True)[1] == pytest.approx(3600.0, abs=2e-4)
+    clock.place(1e-6, 1e-3, 7200.0, 7201.0, False)
+    assert clock.place(1e-6, 1e-3, 7200.0, 7200.5, True)[1] == pytest.approx(7200.5, abs=2e-4)
+    assert clock.place(1e-6, 1e-3, 9000.0, 9000.5, True)[1] == pytest.approx(9000.5, abs=2e-4)
+
+
 def test_steps_in_flight_follow_one_another_by_the_device_alone() -> None:
     clock = DeviceClock()
     places = [clock.place(2e-6, 3e-3, 0.0, 0.01, False) for _ in range(3)]
