@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         help="serving beside this server alone: words with {port} and {model} in them; repeatable",
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
-    tables = "of the part gpu: the figures that notebooks show, as CSV"
+    tables = "of the parts gpu and awq: the figures that notebooks show, as CSV"
     bench.add_argument("--table", type=Path, metavar="FILE", help=tables)
     timelines = "instead: run CUDA graphs and overlap on and off, write their timelines there"
     bench.add_argument("--timeline", type=Path, metavar="FILE", help=timelines)

@@ -46,7 +46,7 @@ def decode_lines(name: str, dense: Path, packed: Path, quick: bool) -> Iterator[
         "awq_marlin": (packed, small | {"quantization": "awq_marlin"}),
         "awq": (packed, small | {"quantization": "awq"}),
     }
-    yield from in_turn(f"{name}, four bits", arms, 2 if quick else 5, (1, 16, 64))
+    yield from in_turn(name, arms, 2 if quick else 5, (1, 16, 64))
     with engine_for(packed, **small, num_pages=64 * 36) as engine:
         yield {"model": f"{name}, four bits", "quantization": engine.config.quantization}
         warm_up(engine, 64)

@@ -46,8 +46,8 @@ def run(
         raise ValueError(f"no such part: {', '.join(wrong)}; there are {', '.join(PARTS)}")
     if others and "serving" not in (parts := parts or ("serving",)):
         raise ValueError("--server is for the part serving")
-    if figures is not None and "gpu" not in (parts := parts or ("gpu",)):
-        raise ValueError("--table is for the part gpu")
+    if figures is not None and not {*table.PARTS} & {*(parts := parts or ("gpu",))}:
+        raise ValueError("--table is for the parts gpu and awq")
     for path in (to, figures):
         if path is not None and not path.parent.is_dir():  # rather now than when all is measured
             raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
@@ -65,7 +65,7 @@ def run(
         if to is not None:
             to.write_text(json.dumps({"about": about, "lines": lines}, indent=1))
         if figures is not None:
-            table.write(figures, (line for line in lines if line["part"] == "gpu"), date.today())
+            table.write(figures, lines, date.today())
     for written in (to, figures):
         if written is not None:
             yield f"\nwritten: {written}"

@@ -1,4 +1,4 @@
-"""What was measured on a GPU as a table, which ``minisgl bench gpu --table FILE`` writes."""
+"""What was measured on a GPU as a table, which ``minisgl bench gpu awq --table FILE`` writes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+PARTS: Final = ("gpu", "awq")  # of the benchmark, that a table has rows of
 H200: Final = Path(__file__).parent / "data" / "gpu_h200.csv"
 
 
 class Measured(NamedTuple):
     """A number, where it is known with the least and the most of its repetitions.
 
-    what: "decode" (ms per step), "toggle" (time per step to the default's), "offline" (seconds of
-    the device by what it computed). limit_share: the part of what the memory allows.
+    what: "decode" (ms per step), "toggle" (time per step to the default's), "ablation" (of whole
+    runs, to the default's, with the bounds of an interval), "offline" (seconds of the device by
+    what it computed). limit_share: the part of what the memory allows.
     """
 
     what: str
@@ -51,14 +53,18 @@ def label(path: Path = H200) -> str:
 
 
 def write(path: Path, lines: Iterable[Mapping[str, Any]], day: date) -> None:
-    """Keep what ``bench.gpu.lines`` said on that day. Raises ValueError if no GPU was measured."""
-    lines = list(lines)
+    """Keep what ``bench.gpu.lines`` and ``bench.gpu_awq.lines`` said on that day.
+
+    lines: each with its part of the benchmark. Raises ValueError if no GPU was measured.
+    """
+    lines = [line for line in lines if line["part"] in PARTS]
     gpu = next((line for line in lines if "gpu" in line), None)
     if gpu is None:
         raise ValueError(f"no table is written to {path}: no GPU was measured")
     about = f"One {gpu['gpu']}, {day}, torch {gpu['torch']}, bfloat16, random weights"
     with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(f"# {about}; minisgl bench gpu\n# Notes: minisgl/bench/RESULTS.md\n")
+        parts = " ".join(dict.fromkeys(line["part"] for line in lines))
+        file.write(f"# {about}; minisgl bench {parts}\n# Notes: minisgl/bench/RESULTS.md\n")
         table = csv.writer(file, lineterminator="\n")
         table.writerow(Measured._fields)
         for row in _rows(lines):
@@ -74,6 +80,13 @@ def _rows(lines: Iterable[Mapping[str, Any]]) -> Iterator[Measured]:
             for part in ("prompts", "decodes", "idle"):
                 seconds = line["device idle" if part == "idle" else f"device in {part}"]
                 yield Measured("offline", model, part, 256, seconds, None, None, "s", None)
+        elif "arm" in line and line["part"] == "awq":
+            took = line["ms per step"]
+            case = "bfloat16" if line["arm"] == "base" else line["arm"]
+            yield Measured("decode", model, case, batch, took, None, None, "ms", None)
+        elif "ablated" in line:
+            span, case = (line["from"], line["to"]), f"{line['ablated']}: {line['metric']}"
+            yield Measured("ablation", model, case, batch, line["to base"], *span, "ratio", None)
         elif "arm" in line and line["arm"] != "base":
             span = line["from"], line["to"]
             yield Measured(

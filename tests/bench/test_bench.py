@@ -63,7 +63,7 @@ def test_measuring_needs_nothing_that_draws() -> None:
 
 
 def test_a_table_is_of_a_gpu(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--table is for the part gpu"):
+    with pytest.raises(ValueError, match="--table is for the parts gpu and awq"):
         list(report.run(("cpu",), figures=tmp_path / "gpu.csv"))
     with pytest.raises(ValueError, match="cannot write .*no/gpu.csv: there is no folder .*no"):
         list(report.run(("gpu",), figures=tmp_path / "no" / "gpu.csv"))

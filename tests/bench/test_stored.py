@@ -48,10 +48,14 @@ def test_a_run_becomes_a_table(tmp_path: Path) -> None:
         {"kernel": "k", "us each": 1.0},
         ours | {"arm": "base", "batch": 64} | arm,
         ours | {"arm": "graphs off", "batch": 64} | arm,
+        ours | {"ablated": "overlap=False", "metric": "itl", "batch": 64} | arm,
         {"model": "0.6B", "side": "transformers", "batch": 1, "ms per step": 61.0},
     ]
-    table.write(path, lines, date(2026, 11, 29))
+    four = [ours | {"arm": "base", "batch": 1} | arm, ours | {"arm": "awq", "batch": 1} | arm]
+    lines = [{"part": "gpu"} | line for line in lines] + [{"part": "awq"} | line for line in four]
+    table.write(path, [{"part": "host", "gpu": "no"}, *lines], date(2026, 11, 29))
     assert label(path).startswith("One NVIDIA X, 2026-11-29, torch 2.11")
+    assert label(path).endswith("; minisgl bench gpu awq")
     m = "Qwen3-0.6B"
     assert measured(path) == [
         Measured("decode", m, "minisgl", 1, 0.6481, 0.64, 0.67, "ms", 0.4537),
@@ -59,10 +63,13 @@ def test_a_run_becomes_a_table(tmp_path: Path) -> None:
         Measured("offline", m, "decodes", 256, 4.6, None, None, "s", None),
         Measured("offline", m, "idle", 256, 0.05, None, None, "s", None),
         Measured("toggle", m, "graphs off", 64, 7.25, 7.2, 7.4, "ratio", None),
+        Measured("ablation", m, "overlap=False: itl", 64, 7.25, 7.2, 7.4, "ratio", None),
         Measured("decode", m, "transformers", 1, 61.0, None, None, "ms", None),
+        Measured("decode", m, "bfloat16", 1, 1.0, None, None, "ms", None),
+        Measured("decode", m, "awq", 1, 1.0, None, None, "ms", None),
     ]
     with pytest.raises(ValueError, match="no table is written to .*: no GPU was measured"):
-        table.write(path, [{"note": "left out"}], date(2026, 11, 29))
+        table.write(path, [{"part": "gpu", "note": "left out"}], date(2026, 11, 29))
 
 
 def short(*values: float | None) -> list[float]:
