@@ -12,9 +12,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from minisgl.bench.gpu import NO_GPU, Line, about, engine_for, in_turn, kernels_of, warm_up
+from minisgl.bench.gpu import NO_GPU, about, in_turn
 from minisgl.bench.gpu_limits import Gpu, forget, measured, timed
 from minisgl.bench.gpu_shapes import matrices, write
+from minisgl.bench.gpu_steps import Line, engine_for, kernels_of, warm_up
 from minisgl.kernel.int4 import Int4, dequantise
 from minisgl.kernel.marlin import MarlinInt4
 from minisgl.kernel.triton import TritonInt4

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from minisgl.bench import gpu, work
+from minisgl.bench import work
+from minisgl.bench.gpu import ablated
+from minisgl.bench.gpu_steps import decode
 from minisgl.build import load
 from minisgl.config import EngineConfig
 
@@ -23,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("overlap", [True, False])
 def test_work_of_the_host_is_hidden_by_overlap_alone(folder: Path, overlap: bool) -> None:
     with load(folder, SIZES.but(overlap=overlap)) as engine:
-        steps = gpu.decode(engine, 4, steps=24)
+        steps = decode(engine, 4, steps=24)
     assert 0 < steps.low <= steps.wall <= steps.high
     assert steps.device > 0 and steps.host > 0
     assert (steps.hidden > 0) == overlap
@@ -31,7 +33,7 @@ def test_work_of_the_host_is_hidden_by_overlap_alone(folder: Path, overlap: bool
 
 def test_an_ablation_has_an_interval_for_each_toggle_and_metric(folder: Path) -> None:
     toggles: dict[str, list[Any]] = {"overlap": [False], "kernels": ["torch"]}
-    lines = list(gpu.ablated("micro", folder, SIZES, toggles, repeats=2, rows=2))
+    lines = list(ablated("micro", folder, SIZES, toggles, repeats=2, rows=2))
     assert [(line["ablated"], line["metric"]) for line in lines] == [
         ("overlap=False", "throughput"),
         ("overlap=False", "itl"),
