@@ -163,11 +163,15 @@ _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
 
 
 def toggle_lines(name: str, folder: Path, quick: bool) -> Iterator[Line]:
-    """Each arm beside the engine as it is, in turn: ms per step and ratios."""
+    """Each arm beside the engine as it is, in turn: ms per step and ratios; then whole runs."""
     for arms in _ARMS:
         base: dict[str, dict[str, Any]] = {"base": {}}
         sides = {arm: (folder, changes) for arm, changes in (base | arms).items()}
         yield from in_turn(name, sides, 2 if quick else 5)
+    sizes: dict[str, Any] = dict(max_running=64, max_seq_len=2048, num_pages=64 * 56)
+    config = EngineConfig(device="cuda", record=False, **sizes)
+    off = {"overlap": [False], "cuda_graph": [False]}
+    yield from ablated(name, folder, config, off, 2 if quick else FEWEST_RUNS)
 
 
 def in_turn(
@@ -270,10 +274,6 @@ def lines(quick: bool, shapes: Sequence[str] = ("0.6B", "8B", "14B")) -> Iterato
             yield from shape_lines(name, folder, gpu, quick)
             if name == "0.6B":
                 yield from toggle_lines(name, folder, quick)
-                sizes: dict[str, Any] = dict(max_running=64, max_seq_len=2048, num_pages=64 * 56)
-                base = EngineConfig(device="cuda", record=False, **sizes)
-                off = {"overlap": [False], "cuda_graph": [False]}
-                yield from ablated(name, folder, base, off, 2 if quick else FEWEST_RUNS)
             yield from transformers_steps(name, folder, (1, 16, 64))
             yield from external(folder, offline())
 
