@@ -48,6 +48,25 @@ __device__ inline bool any_of_warp(bool mine) {
     return __any_sync(0xffffffffu, mine);
 }
 
+// Of neighbouring lanes of a warp: the largest, the sum. A whole warp has instructions for it, from
+// compute capability 8.0.
+template <int kLanes>
+__device__ inline uint32_t max_of_lanes(uint32_t x) {
+    if constexpr (kLanes == kWarp) return __reduce_max_sync(0xffffffffu, x);
+#pragma unroll
+    for (int other = 1; other < kLanes; other *= 2) {
+        x = max(x, __shfl_xor_sync(0xffffffffu, x, other));
+    }
+    return x;
+}
+template <int kLanes>
+__device__ inline int sum_of_lanes(int x) {
+    if constexpr (kLanes == kWarp) return __reduce_add_sync(0xffffffffu, x);
+#pragma unroll
+    for (int other = 1; other < kLanes; other *= 2) x += __shfl_xor_sync(0xffffffffu, x, other);
+    return x;
+}
+
 // A number that is the same in all lanes of a warp, so that the compiler knows it.
 __device__ inline uint32_t uniform(uint32_t x) {
     return __shfl_sync(0xffffffffu, x, 0);

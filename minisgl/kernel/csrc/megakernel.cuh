@@ -103,11 +103,12 @@ struct Pool {
 // Where things are in a block's shared memory, in bytes, behind those whose sizes are constant.
 struct Places {
     int layers, pools;
-    int own;     // of the residual stream, what the block adds to
-    int norm;    // its weights
-    int area;    // an input row; or what attention needs
-    int inputs;  // the row's sums, if the form of the weights asks for them
-    int sums;    // behind any row: whoever is late may add sums while the next row comes
+    int own;    // of the residual stream, what the block adds to
+    int norm;   // its weights
+    int area;   // an input row, as the form of the weights wants it; or what attention needs
+    int raw;    // a row that is not normalised yet
+    int parts;  // what the form of the weights keeps of an input row's parts
+    int sums;   // behind any row: whoever is late may add sums while the next row comes
     int end;
 };
 
@@ -136,6 +137,11 @@ struct Fetch {
     int inputs, outputs, group;
 };
 
+// What is kept of a part of an input row whose numbers are multiples of a unit.
+struct alignas(8) Part {
+    float unit, sum;  // of the numbers, in units
+};
+
 // Weights in 16 bits, (outputs, inputs) as they were read.
 template <typename T>
 struct Dense {
@@ -144,7 +150,9 @@ struct Dense {
     static constexpr int kStages = 4;   // chunks of a warp on their way
     static constexpr int kRow = kChunk / 8;  // 16-byte pieces
     static constexpr int kSlot = kOutputs * kRow;
-    static constexpr int kSummed = 0;
+    static constexpr int kBytes = 2;        // of a number of an input row
+    static constexpr bool kInPlace = true;  // a row may be where it was before it was normalised
+    static constexpr int kPart = 0;
 
     // By one thread.
     __device__ static void fetch(const Matrix& of, const Fetch& next, uint4* slot, Arrival* at) {
@@ -158,13 +166,20 @@ struct Dense {
         }
     }
 
+    // Four numbers of an input row, the p-th four.
+    __device__ static void keep(int p, uint2 numbers, uint4* row, Part*) {
+        reinterpret_cast<uint2*>(row)[p] = numbers;
+    }
+
     float sums[kOutputs];
 
     __device__ void clear() { sums[0] = sums[1] = 0.0f; }
 
-    // x: the chunk's inputs, so many pieces of them.
-    __device__ void add(const uint4* slot, const uint4* x, int pieces, const float*) {
+    // A chunk's products. row: so many inputs.
+    __device__ void add(const uint4* slot, const uint4* row, const Part*, int chunk, int all) {
         constexpr int kTurns = kRow / kWarp;
+        const uint4* const x = row + chunk * kRow;
+        const int pieces = all / 8 - chunk * kRow;
         uint4 inputs[kTurns], own[kTurns][kOutputs];  // all under way at once
 #pragma unroll
         for (int i = 0; i < kTurns; ++i) {
@@ -204,9 +219,12 @@ struct Dense {
     }
 };
 
-// Weights of four bits, as kernel/marlin.py arranges them: the left side, the token fills all
-// columns of the right. What is multiplied is a code and the number that its bits lie over, at
-// once; that number and the zero, times the sum of the inputs, are taken off in float32.
+// Weights of four bits, as kernel/marlin.py arranges them, times whole numbers: a word's eight
+// codes are two registers of bytes, so that two instructions make them the left side of a tensor
+// core's product. An input row's numbers are fixed point, with a unit for each part of it, in three
+// digits of eight bits: the first columns of the right side. So sums of a part are exact. What the
+// numbers lose is less than 2^-22 of the largest of their part; a bfloat16 of 2^-14 of it loses
+// nothing.
 template <typename T, int kShared>
 struct FourBits {
     static constexpr int kScaled = kShared;
@@ -215,7 +233,10 @@ struct FourBits {
     static constexpr int kParts = kChunk / kScaled;  // of a chunk, with zeros and scales each
     static constexpr int kStages = kParts > 1 ? 3 : 4;
     static constexpr int kSlot = marlin::kUnit + kParts * 8;
-    static constexpr int kSummed = 32;  // inputs whose sums are asked for
+    static constexpr int kDigits = 3;
+    static constexpr int kBytes = kDigits;
+    static constexpr bool kInPlace = false;
+    static constexpr int kPart = kScaled;
 
     // By one thread.
     __device__ static void fetch(const Matrix& of, const Fetch& next, uint4* slot, Arrival* at) {
@@ -232,43 +253,83 @@ struct FourBits {
         }
     }
 
-    float sums[4];  // outputs g, g + 8 and so on
+    // Likewise, together with the threads that have the others of its part. Digits lie [four pairs
+    // of four numbers, digit, which of the two].
+    __device__ static void keep(int p, uint2 numbers, uint4* row, Part* parts) {
+        constexpr int kLanes = kScaled / 4;
+        float x[4];
+        numbers_of<T>(numbers, x);
+        uint32_t peak = 0;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) peak = max(peak, __float_as_uint(x[j]) & 0x7fffffffu);
+        // a float's exponent, 127 more than it stands for; numbers become less than 2^22
+        const uint32_t exponent = max(max_of_lanes<kLanes>(peak) >> 23, 22u);
+        const float units_in_one = __uint_as_float((275u - exponent) << 23);
+        int sum = 0;
+        uint32_t digits[4];  // each 128 more than it stands for
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const int whole = __float2int_rn(x[j] * units_in_one);
+            sum += whole;
+            digits[j] = static_cast<uint32_t>(whole) + 0x808080u;
+        }
+        // in the order of a word's codes: 0, 2, 1, 3
+        const uint32_t even = __byte_perm(digits[0], digits[2], 0x5140);
+        const uint32_t odd = __byte_perm(digits[1], digits[3], 0x5140);
+        const uint32_t high = __byte_perm(__byte_perm(digits[0], digits[2], 0x0062),
+                                          __byte_perm(digits[1], digits[3], 0x0062), 0x5410);
+        uint32_t* const to = reinterpret_cast<uint32_t*>(row) + p / 2 * (2 * kDigits) + p % 2;
+        to[0] = high ^ 0x80808080u;
+        to[2] = __byte_perm(even, odd, 0x7632) ^ 0x80808080u;
+        to[4] = __byte_perm(even, odd, 0x5410) ^ 0x80808080u;
+        sum = sum_of_lanes<kLanes>(sum);
+        // an infinite number, or none, makes none of all that it is multiplied for
+        const uint32_t unit = exponent < 255u ? (exponent - 21u) << 23 : 0x7fffffffu;
+        if (p % kLanes == 0) parts[p / kLanes] = {__uint_as_float(unit), static_cast<float>(sum)};
+    }
+
+    float
+        sums[4];  // outputs g, g + 8 and so on: lane t = 0 has two digits' share, t = 1 the last's
 
     __device__ void clear() {
 #pragma unroll
         for (int r = 0; r < 4; ++r) sums[r] = 0.0f;
     }
 
-    // inputs: their sums.
-    __device__ void add(const uint4* slot, const uint4* x, int, const float* inputs) {
-        const int lane = threadIdx.x % kWarp;
+    __device__ void add(const uint4* slot, const uint4* row, const Part* parts, int chunk, int) {
+        const int lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+        const uint2* const x = reinterpret_cast<const uint2*>(row) +
+                               (chunk * (kChunk / 8) + t) * kDigits + min(g, kDigits - 1);
+        const int over = t == 0 ? 256 : 1, beside = t == 0 ? 1 : 0;
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
-            float now[2][2][4] = {}, all = 0.0f;
+            int now[2][4] = {};
 #pragma unroll
             for (int i = 0; i < kScaled / 32; ++i) {
                 const int step = part * (kScaled / 32) + i;
-                all += inputs[step];
-                const uint4 four = x[step * 4 + lane % 4], packed = slot[step * kWarp + lane];
-                const uint32_t right[4] = {four.x, four.y, four.z, four.w};
+                const uint2 digits = x[step * 4 * kDigits];
+                const uint4 packed = slot[step * kWarp + lane];
                 const uint32_t words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
-                for (int w = 0; w < 4; ++w) {
-                    uint32_t left[4];
+                for (int m = 0; m < 2; ++m) {
+                    uint32_t left[4];  // of rows g + 8 sixteen times the codes
 #pragma unroll
                     for (int r = 0; r < 4; ++r) {
-                        left[r] = two_codes(words[w] >> (4 * r), marlin::Magic<T>::kBoth);
+                        left[r] = words[2 * m + r / 2] & (r % 2 ? 0xf0f0f0f0u : 0x0f0f0f0fu);
                     }
-                    multiply_add<T>(now[w / 2][w % 2], left, right + w % 2 * 2);
+                    multiply_add(now[m], left, digits);
                 }
             }
-            const uint4 group = slot[marlin::kUnit + part * 8 + lane / 4];
+            const Part of = parts[chunk * kParts + part];
+            const uint4 group = slot[marlin::kUnit + part * 8 + g];
             const uint32_t rows[4] = {group.x, group.y, group.z, group.w};
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
-                const float zero = kOver + static_cast<float>(rows[r] >> 16);
-                const float sum = now[r / 2][0][r % 2 * 2] + now[r / 2][1][r % 2 * 2];
-                sums[r] += marlin::scale_of(rows[r]) * (sum - zero * all);
+                const int* const two = now[r / 2] + r % 2 * 2;
+                float sum = static_cast<float>(two[0] * over + two[1] * beside);
+                sum *= static_cast<float>(over) * (r % 2 ? 0.0625f : 1.0f);
+                if (t == 0) sum -= static_cast<float>(rows[r] >> 16) * of.sum;
+                sums[r] += marlin::scale_of(rows[r]) * of.unit * sum;
             }
         }
     }
@@ -277,13 +338,13 @@ struct FourBits {
     __device__ void each(Use use) const {
         const int g = threadIdx.x % kWarp / 4, t = threadIdx.x % 4;
 #pragma unroll
-        for (int r = 0; r < 4; ++r) {
-            if (t == r) use(r * 8 + g, sums[r]);
+        for (int m = 0; m < 2; ++m) {
+            const float own = t % 2 ? sums[2 * m + 1] : sums[2 * m];
+            const float other = t % 2 ? sums[2 * m] : sums[2 * m + 1];
+            const float sum = own + __shfl_xor_sync(0xffffffffu, other, 1);
+            if (t < 2) use(m * 16 + t * 8 + g, sum);
         }
     }
-
-  private:
-    static constexpr float kOver = marlin::Magic<T>::kBoth == 0x64006400 ? 1024.0f : 128.0f;
 };
 
 struct alignas(16) Eight {
@@ -355,7 +416,8 @@ struct Shared {
     __device__ float* own() const { return place<float>(s.at.own); }
     __device__ uint4* norm() const { return place<uint4>(s.at.norm); }
     __device__ uint4* area() const { return place<uint4>(s.at.area); }
-    __device__ float* inputs() const { return place<float>(s.at.inputs); }
+    __device__ uint2* raw() const { return place<uint2>(s.at.raw); }
+    __device__ Part* parts() const { return place<Part>(s.at.parts); }
     __device__ float* sums() const { return place<float>(s.at.sums); }
 
     static Places places(const Step<T>& s, int blocks) {
@@ -373,8 +435,12 @@ struct Shared {
         at.own = at.pools + s.num_layers * static_cast<int>(sizeof(Pool));
         at.norm = at.own + (outputs(s.hidden) * 4 + 15) / 16 * 16;
         at.area = at.norm + s.hidden * 2;
-        at.inputs = at.area + widest * 2;
-        at.sums = at.inputs + (Form::kSummed ? widest / Form::kSummed * 4 : 0);
+        at.raw = at.area + (Form::kInPlace ? 0 : s.hidden * Form::kBytes);
+        at.parts = std::max(at.area + widest * Form::kBytes, at.raw + s.hidden * 2);
+        at.sums = at.parts;
+        if constexpr (Form::kPart > 0) {
+            at.sums += widest / Form::kPart * static_cast<int>(sizeof(Part));
+        }
         at.end = std::max(
             {at.sums + products * kWarps * 4, at.area + attention, at.area + 3 * kThreads * 4});
         return at;
@@ -533,7 +599,6 @@ class Block {
                                  : of == kO      ? s.attended
                                  : of == kGateUp ? s.middle
                                                  : s.active;
-        uint2* const to = reinterpret_cast<uint2*>(at.area());
         if (normed) {
             const void* const norm = of == kQkv ? weights.attention_norm : weights.mlp_norm;
             for (int i = threadIdx.x; i < pairs / 2; i += kThreads) {
@@ -554,13 +619,18 @@ class Block {
             for (int i = 0; i < kAtOnce; ++i) {
                 const int p = base + i * kThreads;
                 if (p >= pairs) break;
-                to[p] = {static_cast<uint32_t>(two[i][0]), static_cast<uint32_t>(two[i][1])};
+                const uint2 four = {static_cast<uint32_t>(two[i][0]),
+                                    static_cast<uint32_t>(two[i][1])};
+                if (!normed) {
+                    Form::keep(p, four, at.area(), at.parts());
+                    continue;
+                }
+                at.raw()[p] = four;
                 float x[4];
-                numbers_of<T>(to[p], x);
+                numbers_of<T>(four, x);
                 squares += x[0] * x[0] + x[1] * x[1] + x[2] * x[2] + x[3] * x[3];
             }
         }
-        float scale = 1.0f;
         if (normed) {
             wait_for_copies<0>();
             squares = warp_sum(squares);
@@ -573,36 +643,18 @@ class Block {
 #pragma unroll
                 for (int j = 0; j < 8; ++j) all += some.at[j];
             }
-            scale = norm_scale(all, 4 * pairs, s.eps);
-        }
-        if (normed || Form::kSummed > 0) {
+            const float scale = norm_scale(all, 4 * pairs, s.eps);
 #pragma unroll 1
             for (int p = threadIdx.x; p < pairs; p += kThreads) {
-                if (normed) {
-                    float x[4], w[4];
-                    numbers_of<T>(to[p], x);
-                    numbers_of<T>(reinterpret_cast<const uint2*>(at.norm())[p], w);
-                    to[p] = {pair<T>(x[0] * scale * w[0], x[1] * scale * w[1]),
-                             pair<T>(x[2] * scale * w[2], x[3] * scale * w[3])};
-                }
-                summed(p, to[p]);
+                float x[4], w[4];
+                numbers_of<T>(at.raw()[p], x);
+                numbers_of<T>(reinterpret_cast<const uint2*>(at.norm())[p], w);
+                const uint2 four = {pair<T>(x[0] * scale * w[0], x[1] * scale * w[1]),
+                                    pair<T>(x[2] * scale * w[2], x[3] * scale * w[3])};
+                Form::keep(p, four, at.area(), at.parts());
             }
         }
         meet();
-    }
-
-    // The sums of inputs that lie together, whose pairs are with threads that do.
-    __device__ void summed(int p, uint2 numbers) {
-        if constexpr (Form::kSummed > 0) {
-            float x[4];
-            numbers_of<T>(numbers, x);
-            float sum = x[0] + x[1] + x[2] + x[3];
-#pragma unroll
-            for (int other = 1; other < Form::kSummed / 4; other *= 2) {
-                sum += __shfl_xor_sync(0xffffffffu, sum, other);
-            }
-            if (p % (Form::kSummed / 4) == 0) at.inputs()[p / (Form::kSummed / 4)] = sum;
-        }
     }
 
     // This block's tiles times the row: each warp's sums.
@@ -615,9 +667,7 @@ class Block {
 #pragma unroll 1
         for (int number = warp; number < all;) {
             wait_for(at.arrivals() + slot, phase);
-            const int first = chunk * Form::kChunk;
-            form.add(at.ring() + slot * Form::kSlot, at.area() + first / 8, (p.inputs - first) / 8,
-                     at.inputs() + first / 32);
+            form.add(at.ring() + slot * Form::kSlot, at.area(), at.parts(), chunk, p.inputs);
             __syncwarp();  // everybody has read it
             if (threadIdx.x % kWarp == 0) release(at.freed() + slot);
             if (++slot == (warp + 1) * Form::kStages) slot = warp * Form::kStages, phase ^= 1;

@@ -1,5 +1,5 @@
 // Matrix products of a warp and copies that a thread does not wait for, from compute
-// capability 8.0. Source: PTX ISA, "mma.m16n8k16", "cp.async".
+// capability 8.0. Source: PTX ISA, "mma.m16n8k16", "mma.m16n8k32", "cp.async".
 #pragma once
 #include "device.cuh"
 
@@ -40,6 +40,16 @@ __device__ inline void multiply_add<__nv_bfloat16>(float (&sums)[4], const uint3
         "{%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// sums (16 x 8) += a (16 x 32) b (32 x 8), whole numbers: bytes of a are 0 to 255, of b -128 to
+// 127. As above with four bytes a register: a: columns 4t to 4t + 3 and 4t + 16 to 4t + 19; b:
+// those rows.
+__device__ inline void multiply_add(int (&sums)[4], const uint32_t (&a)[4], uint2 b) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
 // Two codes of four bits, the lowest of each half, over the bits of `with`. In one instruction,

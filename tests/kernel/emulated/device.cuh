@@ -308,6 +308,15 @@ inline uint32_t __float_as_uint(float x) {
     std::memcpy(&out, &x, 4);
     return out;
 }
+inline int __float2int_rn(float x) {
+    return std::isfinite(x) ? static_cast<int>(std::nearbyint(x)) : 0;
+}
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t places) {
+    const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; ++i) out |= (both >> (places >> 4 * i & 7u) * 8 & 0xffu) << 8 * i;
+    return out;
+}
 inline uint4* dynamic_shared() {
     return reinterpret_cast<uint4*>(emulated::shared_memory());
 }
@@ -324,6 +333,17 @@ T __shfl_xor_sync(uint32_t, T x, int other) {
     std::memcpy(&out, &lanes[lane ^ other].whole, sizeof(T));
     emulated::warp_barrier();
     return out;
+}
+
+template <int kLanes>
+uint32_t max_of_lanes(uint32_t x) {
+    for (int other = 1; other < kLanes; other *= 2) x = max(x, __shfl_xor_sync(~0u, x, other));
+    return x;
+}
+template <int kLanes>
+int sum_of_lanes(int x) {
+    for (int other = 1; other < kLanes; other *= 2) x += __shfl_xor_sync(~0u, x, other);
+    return x;
 }
 
 namespace emulated {

@@ -59,6 +59,25 @@ void multiply_add(float (&sums)[4], const uint32_t (&a)[4], const uint32_t* b) {
     warp_barrier();
 }
 
+inline void multiply_add(int (&sums)[4], const uint32_t (&a)[4], uint2 b) {
+    using namespace emulated;
+    Lane* lanes = lanes_of_warp();
+    const int lane = machine.current % kWarp;
+    std::copy(a, a + 4, lanes[lane].a);
+    lanes[lane].b[0] = b.x, lanes[lane].b[1] = b.y;
+    warp_barrier();
+    for (int r = 0; r < 4; ++r) {
+        const int row = lane / 4 + r / 2 * 8, column = lane % 4 * 2 + r % 2;
+        for (int k = 0; k < 32; ++k) {
+            const Lane& left = lanes[row % 8 * 4 + k % 16 / 4];
+            const Lane& right = lanes[column * 4 + k % 16 / 4];
+            const auto code = static_cast<uint8_t>(left.a[row / 8 + k / 16 * 2] >> 8 * (k % 4));
+            sums[r] += code * static_cast<int8_t>(right.b[k / 16] >> 8 * (k % 4));
+        }
+    }
+    warp_barrier();
+}
+
 template <typename T>
 uint32_t pair(float low, float high) {
     return static_cast<uint32_t>(from_float<T>(high).bits) << 16 | from_float<T>(low).bits;
