@@ -559,7 +559,6 @@ class Block {
     }
 
     __device__ void run() {
-        fetch_norm(at.layers()[0].attention_norm);
         const Product last = at.products()[kDown];
         for (int i = threadIdx.x; i < last.count * Form::kOutputs / 2; i += kThreads) {
             const int pair_at = last.first * Form::kOutputs / 2 + i;
@@ -575,13 +574,8 @@ class Block {
             for (int of = 0; of < kProducts; ++of) {
                 if (of == kO) attend(at.layers()[layer], at.pools()[layer]);
                 const Product p = at.products()[of];
-                if (p.count > 0) row(of, p);
-                if (of == kQkv) {
-                    fetch_norm(at.layers()[layer].mlp_norm);
-                } else if (of == kGateUp && layer + 1 < s.num_layers) {
-                    fetch_norm(at.layers()[layer + 1].attention_norm);
-                }
                 if (p.count == 0) continue;
+                row(of, p);
                 multiply(p);
                 hand_over_results(of, p);
             }
@@ -598,12 +592,20 @@ class Block {
 
     // Wait for a product's input row, and normalise it if that is due.
     __device__ void row(int of, const Product& product) {
+        const Layer& weights = at.layers()[layer];
         const int pairs = product.inputs / 4;
         const bool normed = of == kQkv || of == kGateUp;
         const Word* const from = of == kQkv      ? s.stream
                                  : of == kO      ? s.attended
                                  : of == kGateUp ? s.middle
                                                  : s.active;
+        if (normed) {
+            const void* const norm = of == kQkv ? weights.attention_norm : weights.mlp_norm;
+            for (int i = threadIdx.x; i < pairs / 2; i += kThreads) {
+                copy_async(at.norm() + i, static_cast<const uint4*>(norm) + i);
+            }
+            end_copy_group();
+        }
         float squares = 0.0f;
 #pragma unroll 1
         for (int base = threadIdx.x; base < pairs; base += kAtOnce * kThreads) {
@@ -653,16 +655,6 @@ class Block {
             }
         }
         meet();
-    }
-
-    // Have the next norm's weights copied, long before they are used: they come from afar, while
-    // the memory is busy.
-    __device__ void fetch_norm(const void* weights) const {
-        wait_for_copies<0>();  // of a norm that this block had no product for
-        for (int i = threadIdx.x; i < s.hidden / 8; i += kThreads) {
-            copy_async(at.norm() + i, static_cast<const uint4*>(weights) + i);
-        }
-        end_copy_group();
     }
 
     // This block's tiles times the row: each warp's sums.
