@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(mega::kAllThreads, 1) decode_kernel(const mega
     if (threadIdx.x < mega::kThreads) {
         mega::Block<T, Form, kDim>(step, shared).run();
     } else {
-        mega::Fetcher<T, Form, kDim>(step, shared).run();
+        mega::fetch_all(step, shared);
     }
 }
 
@@ -56,11 +56,15 @@ struct Words {
     int64_t stream, qkv, attended, active, parts;
 
     Words(int64_t hidden, int64_t inner, int64_t heads, int64_t kv_heads, int64_t dim)
-        : stream(mega::spread(static_cast<int>(hidden / 2), static_cast<int>(hidden))),
+        : stream(spread(hidden)),
           qkv((heads + 2 * kv_heads) * dim / 2),
-          attended(heads * dim / 2),
-          active(inner / 2),
+          attended(spread(heads * dim)),
+          active(spread(inner)),
           parts(heads * mega::kMostSplits * (dim + 2)) {}
+    // A row of so many numbers.
+    static int64_t spread(int64_t numbers) {
+        return mega::spread(static_cast<int>(numbers) / 2, static_cast<int>(numbers));
+    }
     int64_t all() const { return 2 * stream + qkv + attended + active + parts; }
 };
 

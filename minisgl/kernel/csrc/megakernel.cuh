@@ -34,20 +34,21 @@ constexpr int kThreads = kWarps * kWarp;      // that compute; some warps more f
 constexpr int kFetchers = 4;                  // as many as take no registers from the others
 constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches for
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
+constexpr int kAhead = 4;        // chunks behind those in a ring, on their way to the second cache
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
 constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
-constexpr int kShort = 2048;     // numbers of a residual stream that are few for a row
+constexpr int kShort = 3072;     // numbers that are few for a row
 constexpr float kLow = -1e30f;   // less than any score
 
 // A number handed over, below its stamp.
 using Word = uint64_t;
 
-// Where a word of the residual stream lies in its row. All blocks look at it at the same time, and
-// the lines of the second cache answer one look after the other: a short row takes more lines than
-// it would fill, with four words in each.
-__host__ __device__ inline int spread(int word, int hidden) {
-    return hidden <= kShort ? word / 4 * 16 + word % 4 : word;
+// Where a word of an input row lies in it. All blocks look at it at the same time, and the lines of
+// the second cache answer one look after the other: a short row takes more lines than it would
+// fill, with four words in each.
+__host__ __device__ inline int spread(int word, int numbers) {
+    return numbers <= kShort ? word / 4 * 16 + word % 4 : word;
 }
 
 // The numbers of a word; a bfloat16 is a float's upper half.
@@ -166,6 +167,15 @@ struct Dense {
         }
     }
 
+    // Have it brought to the second cache.
+    __device__ static void bring(const Matrix& of, const Fetch& next) {
+        const int first = next.chunk * kChunk, bytes = min(kChunk, next.inputs - first) * 2;
+        const int64_t row = static_cast<int64_t>(next.tile) * kOutputs;
+        const uint4* const from = of.weights + (row * next.inputs + first) / 8;
+#pragma unroll
+        for (int i = 0; i < kOutputs; ++i) bring_bulk(from + i * (next.inputs / 8), bytes);
+    }
+
     // Four numbers of an input row, the p-th four.
     __device__ static void keep(int p, uint2 numbers, uint4* row, Part*) {
         reinterpret_cast<uint2*>(row)[p] = numbers;
@@ -253,6 +263,18 @@ struct FourBits {
         }
     }
 
+    __device__ static void bring(const Matrix& of, const Fetch& next) {
+        const int64_t unit = static_cast<int64_t>(next.tile) * (next.inputs / kChunk) + next.chunk;
+        bring_bulk(of.weights + unit * marlin::kUnit, marlin::kUnit * 16);
+        const int together = next.group / kScaled;
+#pragma unroll
+        for (int i = 0; i < kParts; ++i) {
+            const int part = next.chunk * kParts + i;
+            const int64_t above = together == 1 ? part : part / together;
+            bring_bulk(of.groups + (above * (next.outputs / kOutputs) + next.tile) * 8, 128);
+        }
+    }
+
     // Likewise, together with the threads that have the others of its part. Digits lie [four pairs
     // of four numbers, digit, which of the two].
     __device__ static void keep(int p, uint2 numbers, uint4* row, Part* parts) {
@@ -303,7 +325,7 @@ struct FourBits {
         const int over = t == 0 ? 256 : 1, beside = t == 0 ? 1 : 0;
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
-            int now[2][4] = {};
+            int now[2][2][4] = {};  // two chains each, for each of their links takes its time
 #pragma unroll
             for (int i = 0; i < kScaled / 32; ++i) {
                 const int step = part * (kScaled / 32) + i;
@@ -317,7 +339,7 @@ struct FourBits {
                     for (int r = 0; r < 4; ++r) {
                         left[r] = words[2 * m + r / 2] & (r % 2 ? 0xf0f0f0f0u : 0x0f0f0f0fu);
                     }
-                    multiply_add(now[m], left, digits);
+                    multiply_add(now[m][i % 2], left, digits);
                 }
             }
             const Part of = parts[chunk * kParts + part];
@@ -325,8 +347,10 @@ struct FourBits {
             const uint32_t rows[4] = {group.x, group.y, group.z, group.w};
 #pragma unroll
             for (int r = 0; r < 4; ++r) {
-                const int* const two = now[r / 2] + r % 2 * 2;
-                float sum = static_cast<float>(two[0] * over + two[1] * beside);
+                const auto& of_rows = now[r / 2];
+                const int first = of_rows[0][r % 2 * 2] + of_rows[1][r % 2 * 2];
+                const int second = of_rows[0][r % 2 * 2 + 1] + of_rows[1][r % 2 * 2 + 1];
+                float sum = static_cast<float>(first * over + second * beside);
                 sum *= static_cast<float>(over) * (r % 2 ? 0.0625f : 1.0f);
                 if (t == 0) sum -= static_cast<float>(rows[r] >> 16) * of.sum;
                 sums[r] += marlin::scale_of(rows[r]) * of.unit * sum;
@@ -482,37 +506,27 @@ __device__ void prepare_block(const Step<T>& s, Shared<T, Form, kDim> at) {
     __syncthreads();
 }
 
-// A warp that fetches, each of its first lanes for another warp. Nobody writes weights, so it need
-// not wait for anything but room.
+// A warp's chunks in the order in which it multiplies them, through all products and layers.
 template <typename T, typename Form, int kDim>
-class Fetcher {
+class Chunks {
   public:
-    __device__ Fetcher(const Step<T>& step, Shared<T, Form, kDim> shared)
-        : s(step), at(shared), lane(threadIdx.x % kWarp) {
-        warp = (threadIdx.x - kThreads) / kWarp * kFetched + lane;
+    // Of no warp at all if it has none.
+    __device__ Chunks(const Step<T>& step, Shared<T, Form, kDim> shared, int of, bool any)
+        : s(step), at(shared), warp(of), number(of) {
+        next = {any ? 0 : s.num_layers, kQkv};
+        if (any) settle();
     }
 
-    __device__ void run() {
-        next = {lane < kFetched ? 0 : s.num_layers, kQkv};
-        number = warp;
-        if (lane < kFetched) settle();
-        int slot = warp * Form::kStages, left = Form::kStages, phase = 1;
-        while (any_of_warp(next.layer < s.num_layers)) {
-            const bool room = next.layer < s.num_layers && is_over(at.freed() + slot, phase);
-            if (room) {
-                const Matrix& of = (&at.layers()[next.layer].qkv)[next.product];
-                Form::fetch(of, next, at.ring() + slot * Form::kSlot, at.arrivals() + slot);
-                number += kWarps;
-                settle();
-                ++slot;
-                if (--left == 0) slot = warp * Form::kStages, left = Form::kStages, phase ^= 1;
-            }
-            if (!any_of_warp(room)) doze();
-        }
+    __device__ bool left() const { return next.layer < s.num_layers; }
+    __device__ const Fetch& where() const { return next; }
+    __device__ const Matrix& matrix() const { return (&at.layers()[next.layer].qkv)[next.product]; }
+    __device__ void advance() {
+        number += kWarps;
+        settle();
     }
 
   private:
-    // From a chunk that may not exist to the next of the lane's warp that does.
+    // From a chunk that may not exist to the next of the warp that does.
     __device__ void settle() {
         while (number >= at.products()[next.product].chunks_of_all()) {
             number = warp;
@@ -533,10 +547,43 @@ class Fetcher {
 
     const Step<T>& s;
     const Shared<T, Form, kDim> at;
-    int lane, warp;
+    int warp, number;  // of the chunk, in its product
     Fetch next;
-    int number;  // of the chunk that comes next, in its product
 };
+
+// A warp that fetches, each of its first lanes for another warp. Nobody writes weights, so it need
+// not wait for anything but room. Chunks for which there is none yet are brought to the second
+// cache, so that the memory does not idle while blocks wait for one another.
+template <typename T, typename Form, int kDim>
+__device__ void fetch_all(const Step<T>& s, Shared<T, Form, kDim> at) {
+    const int lane = threadIdx.x % kWarp;
+    const int warp = (threadIdx.x - kThreads) / kWarp * kFetched + lane;
+    Chunks<T, Form, kDim> next(s, at, warp, lane < kFetched), ahead = next;
+    int lead = 0;  // of `ahead`, in chunks
+    int slot = warp * Form::kStages, left = Form::kStages, phase = 1;
+    while (any_of_warp(next.left())) {
+        const bool room = next.left() && is_over(at.freed() + slot, phase);
+        if (room) {
+            Form::fetch(next.matrix(), next.where(), at.ring() + slot * Form::kSlot,
+                        at.arrivals() + slot);
+            next.advance();
+            if (lead > 0) {
+                --lead;
+            } else {
+                ahead.advance();
+            }
+            ++slot;
+            if (--left == 0) slot = warp * Form::kStages, left = Form::kStages, phase ^= 1;
+        }
+        const bool more = lead < kAhead && ahead.left();
+        if (more) {
+            Form::bring(ahead.matrix(), ahead.where());
+            ahead.advance();
+            ++lead;
+        }
+        if (!any_of_warp(room || more)) doze();
+    }
+}
 
 // All other warps: one block's part of a step.
 template <typename T, typename Form, int kDim>
@@ -613,7 +660,7 @@ class Block {
             const int count = min(kAtOnce, ceiling(pairs - base, kThreads));
             take(two, stamp, count, [&](int i) {
                 const int word = 2 * (base + i * kThreads);
-                return from + (normed ? spread(word, s.hidden) : word);
+                return from + spread(word, product.inputs);
             });
 #pragma unroll
             for (int i = 0; i < kAtOnce; ++i) {
@@ -725,7 +772,8 @@ class Block {
             if (ends) {
                 reinterpret_cast<uint32_t*>(s.out)[word] = two;
             } else {
-                hand_over(to + (grows ? spread(word, s.hidden) : word), two, stamp + (of == kDown));
+                const int lies = of == kQkv ? word : spread(word, gated ? s.inner : s.hidden);
+                hand_over(to + lies, two, stamp + (of == kDown));
             }
         }
     }
@@ -991,7 +1039,8 @@ class Block {
     __device__ void attended(int head, int at_dim, float number) const {
         const float other = __shfl_xor_sync(0xffffffffu, number, 1);
         if (at_dim % 2 == 0) {
-            hand_over(s.attended + (head * kDim + at_dim) / 2, pair<T>(number, other), stamp);
+            const int word = spread((head * kDim + at_dim) / 2, s.heads * kDim);
+            hand_over(s.attended + word, pair<T>(number, other), stamp);
         }
     }
 
