@@ -1,6 +1,6 @@
 // Copies of many bytes to shared memory by an engine of their own, which no load or store of the
 // threads has to queue behind; from compute capability 9.0. Source: PTX ISA, "cp.async.bulk",
-// "cp.async.bulk.prefetch", "mbarrier".
+// "mbarrier".
 #pragma once
 #include "device.cuh"
 
@@ -34,11 +34,6 @@ __device__ inline void copy_bulk(void* shared, const void* global, int bytes, Ar
             "r"(address_of(shared)),
         "l"(global), "r"(bytes), "r"(address_of(at))
         : "memory");
-}
-
-// Have bytes brought to the second cache, likewise in units of 16.
-__device__ inline void bring_bulk(const void* global, int bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
 }
 
 // Until a phase is over. phase: its number's lowest bit.

@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(mega::kAllThreads, 1) decode_kernel(const mega
     if (threadIdx.x < mega::kThreads) {
         mega::Block<T, Form, kDim>(step, shared).run();
     } else {
-        mega::fetch_all(step, shared);
+        mega::Fetcher<T, Form, kDim>(step, shared).run();
     }
 }
 

@@ -34,7 +34,6 @@ constexpr int kThreads = kWarps * kWarp;      // that compute; some warps more f
 constexpr int kFetchers = 4;                  // as many as take no registers from the others
 constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches for
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
-constexpr int kAhead = 4;        // chunks behind those in a ring, on their way to the second cache
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
 constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
@@ -167,15 +166,6 @@ struct Dense {
         }
     }
 
-    // Have it brought to the second cache.
-    __device__ static void bring(const Matrix& of, const Fetch& next) {
-        const int first = next.chunk * kChunk, bytes = min(kChunk, next.inputs - first) * 2;
-        const int64_t row = static_cast<int64_t>(next.tile) * kOutputs;
-        const uint4* const from = of.weights + (row * next.inputs + first) / 8;
-#pragma unroll
-        for (int i = 0; i < kOutputs; ++i) bring_bulk(from + i * (next.inputs / 8), bytes);
-    }
-
     // Four numbers of an input row, the p-th four.
     __device__ static void keep(int p, uint2 numbers, uint4* row, Part*) {
         reinterpret_cast<uint2*>(row)[p] = numbers;
@@ -260,18 +250,6 @@ struct FourBits {
             const int64_t above = together == 1 ? part : part / together;
             copy_bulk(slot + marlin::kUnit + i * 8,
                       of.groups + (above * (next.outputs / kOutputs) + next.tile) * 8, 128, at);
-        }
-    }
-
-    __device__ static void bring(const Matrix& of, const Fetch& next) {
-        const int64_t unit = static_cast<int64_t>(next.tile) * (next.inputs / kChunk) + next.chunk;
-        bring_bulk(of.weights + unit * marlin::kUnit, marlin::kUnit * 16);
-        const int together = next.group / kScaled;
-#pragma unroll
-        for (int i = 0; i < kParts; ++i) {
-            const int part = next.chunk * kParts + i;
-            const int64_t above = together == 1 ? part : part / together;
-            bring_bulk(of.groups + (above * (next.outputs / kOutputs) + next.tile) * 8, 128);
         }
     }
 
@@ -506,27 +484,37 @@ __device__ void prepare_block(const Step<T>& s, Shared<T, Form, kDim> at) {
     __syncthreads();
 }
 
-// A warp's chunks in the order in which it multiplies them, through all products and layers.
+// A warp that fetches, each of its first lanes for another warp. Nobody writes weights, so it need
+// not wait for anything but room.
 template <typename T, typename Form, int kDim>
-class Chunks {
+class Fetcher {
   public:
-    // Of no warp at all if it has none.
-    __device__ Chunks(const Step<T>& step, Shared<T, Form, kDim> shared, int of, bool any)
-        : s(step), at(shared), warp(of), number(of) {
-        next = {any ? 0 : s.num_layers, kQkv};
-        if (any) settle();
+    __device__ Fetcher(const Step<T>& step, Shared<T, Form, kDim> shared)
+        : s(step), at(shared), lane(threadIdx.x % kWarp) {
+        warp = (threadIdx.x - kThreads) / kWarp * kFetched + lane;
     }
 
-    __device__ bool left() const { return next.layer < s.num_layers; }
-    __device__ const Fetch& where() const { return next; }
-    __device__ const Matrix& matrix() const { return (&at.layers()[next.layer].qkv)[next.product]; }
-    __device__ void advance() {
-        number += kWarps;
-        settle();
+    __device__ void run() {
+        next = {lane < kFetched ? 0 : s.num_layers, kQkv};
+        number = warp;
+        if (lane < kFetched) settle();
+        int slot = warp * Form::kStages, left = Form::kStages, phase = 1;
+        while (any_of_warp(next.layer < s.num_layers)) {
+            const bool room = next.layer < s.num_layers && is_over(at.freed() + slot, phase);
+            if (room) {
+                const Matrix& of = (&at.layers()[next.layer].qkv)[next.product];
+                Form::fetch(of, next, at.ring() + slot * Form::kSlot, at.arrivals() + slot);
+                number += kWarps;
+                settle();
+                ++slot;
+                if (--left == 0) slot = warp * Form::kStages, left = Form::kStages, phase ^= 1;
+            }
+            if (!any_of_warp(room)) doze();
+        }
     }
 
   private:
-    // From a chunk that may not exist to the next of the warp that does.
+    // From a chunk that may not exist to the next of the lane's warp that does.
     __device__ void settle() {
         while (number >= at.products()[next.product].chunks_of_all()) {
             number = warp;
@@ -547,43 +535,10 @@ class Chunks {
 
     const Step<T>& s;
     const Shared<T, Form, kDim> at;
-    int warp, number;  // of the chunk, in its product
+    int lane, warp;
     Fetch next;
+    int number;  // of the chunk that comes next, in its product
 };
-
-// A warp that fetches, each of its first lanes for another warp. Nobody writes weights, so it need
-// not wait for anything but room. Chunks for which there is none yet are brought to the second
-// cache, so that the memory does not idle while blocks wait for one another.
-template <typename T, typename Form, int kDim>
-__device__ void fetch_all(const Step<T>& s, Shared<T, Form, kDim> at) {
-    const int lane = threadIdx.x % kWarp;
-    const int warp = (threadIdx.x - kThreads) / kWarp * kFetched + lane;
-    Chunks<T, Form, kDim> next(s, at, warp, lane < kFetched), ahead = next;
-    int lead = 0;  // of `ahead`, in chunks
-    int slot = warp * Form::kStages, left = Form::kStages, phase = 1;
-    while (any_of_warp(next.left())) {
-        const bool room = next.left() && is_over(at.freed() + slot, phase);
-        if (room) {
-            Form::fetch(next.matrix(), next.where(), at.ring() + slot * Form::kSlot,
-                        at.arrivals() + slot);
-            next.advance();
-            if (lead > 0) {
-                --lead;
-            } else {
-                ahead.advance();
-            }
-            ++slot;
-            if (--left == 0) slot = warp * Form::kStages, left = Form::kStages, phase ^= 1;
-        }
-        const bool more = lead < kAhead && ahead.left();
-        if (more) {
-            Form::bring(ahead.matrix(), ahead.where());
-            ahead.advance();
-            ++lead;
-        }
-        if (!any_of_warp(room || more)) doze();
-    }
-}
 
 // All other warps: one block's part of a step.
 template <typename T, typename Form, int kDim>

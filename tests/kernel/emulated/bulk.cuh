@@ -68,12 +68,6 @@ inline void copy_bulk(void* shared, const void* global, int bytes, Arrival* at) 
     if (!machine.problem.empty()) return;
     copy_to(at, bytes, [=] { std::memcpy(shared, global, bytes); });
 }
-inline void bring_bulk(const void* global, int bytes) {
-    if (reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16 || bytes == 0) {
-        emulated::machine.problem = "something is brought off 16 bytes";
-    }
-    emulated::known(global, bytes);
-}
 inline void wait_for(Arrival* at, int number) {
     using namespace emulated;
     Phase& phase = phase_of(at);
