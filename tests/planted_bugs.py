@@ -555,8 +555,8 @@ BUGS += [
     Bug(
         "a megakernel's sums lie where the next row comes",
         MEGA,
-        "at.inputs = at.area + widest * 2;",
-        "at.inputs = at.area + s.hidden * 2;",
+        "at.area + widest * Form::kBytes",
+        "at.area + s.hidden * Form::kBytes",
         ONE_TOKEN,
     ),
     Bug(
@@ -567,9 +567,9 @@ BUGS += [
         ONE_TOKEN,
     ),
     Bug(
-        "a megakernel reads the residual stream as if it were not spread",
+        "a megakernel reads input rows as if they were not spread",
         MEGA,
-        "return from + (normed ? spread(word, s.hidden) : word);",
+        "return from + spread(word, product.inputs);",
         "return from + word;",
         ONE_TOKEN,
     ),
@@ -618,8 +618,36 @@ BUGS += [
     Bug(
         "a megakernel's four-bit weights have no zeros",
         MEGA,
-        "(sum - zero * all)",
-        "sum",
+        "sum -= static_cast<float>(rows[r] >> 16) * of.sum;",
+        "",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel's whole numbers lose their last digit",
+        MEGA,
+        "to[4] = __byte_perm(even, odd, 0x5410) ^ 0x80808080u;",
+        "to[4] = 0;",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel's whole numbers have a sign less",
+        MEGA,
+        "(275u - exponent) << 23",
+        "(277u - exponent) << 23",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel takes what is no number for a large one",
+        MEGA,
+        "exponent < 255u ? (exponent - 21u) << 23 : 0x7fffffffu",
+        "(exponent - 21u) << 23",
+        ONE_TOKEN,
+    ),
+    Bug(
+        "a megakernel's row is overwritten while it is normalised",
+        MEGA,
+        "at.raw = at.area + (Form::kInPlace ? 0 : s.hidden * Form::kBytes);",
+        "at.raw = at.area;",
         ONE_TOKEN,
     ),
     Bug(

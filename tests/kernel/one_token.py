@@ -36,6 +36,7 @@ class Case:
     normed: bool = True
     biased: bool = False
     window: int | None = None
+    outlier: float = 0.0  # about the size of one input of `down`, whose weights are 0; with biases
     seed: int = 0
 
     @property
@@ -74,19 +75,8 @@ class OneToken:
         whole = whole or Megakernel.of(self.layers, case.shape, module)
         assert whole is not None
         want, keys = self._twin()
-        pools, results = self._pools.clone(), list[Tensor]()
-        if module is not None:
-            for tensor in (*self._kept, pools):
-                module["know"](tensor)
-        where = [[pool.data_ptr() for pool in layer] for layer in pools]
-        memory = TokenMemory(
-            torch.tensor(where, device=self._device),
-            self._pages,
-            torch.tensor([self._seen], dtype=torch.int32, device=self._device),
-            case.page_size,
-        )
-        for _ in range(calls):
-            results.append(whole(self._x, *self._turn, memory))
+        pools, memory = self._memory(module)
+        results = [whole(self._x, *self._turn, memory) for _ in range(calls)]
         for got in results:
             assert (got - want).norm() < NEAR[case.dtype] * want.norm()
             assert torch.equal(got, results[0])  # whatever the order of blocks
@@ -95,6 +85,29 @@ class OneToken:
         assert torch.equal(pools[:, :, old], self._pools[:, :, old])
         for ours, theirs in zip(pools[:, :, new].flatten(0, 1), keys, strict=True):
             assert (ours - theirs).norm() < NEAR[case.dtype] * theirs.norm()
+
+    def result_with(self, number: float, module: Any = None) -> Tensor:
+        """The kernel's result with this as the residual stream's first number."""
+        whole = Megakernel.of(self.layers, self.case.shape, module)
+        assert whole is not None
+        self._x[0, 0] = number
+        _, memory = self._memory(module)
+        return whole(self._x, *self._turn, memory)
+
+    def _memory(self, module: Any) -> tuple[Tensor, TokenMemory]:
+        """The pools as they are before the token, and what the kernel is told of them."""
+        pools = self._pools.clone()
+        if module is not None:
+            for tensor in (*self._kept, pools):
+                module["know"](tensor)
+        where = [[pool.data_ptr() for pool in layer] for layer in pools]
+        memory = TokenMemory(
+            torch.tensor(where, device=self._device),
+            self._pages,
+            torch.tensor([self._seen], dtype=torch.int32, device=self._device),
+            self.case.page_size,
+        )
+        return pools, memory
 
     @property
     def _location(self) -> int:
@@ -109,16 +122,20 @@ class OneToken:
     def _layer(self) -> LayerWeights:
         s = self.case.shape
         wide = s.heads * s.head_dim
+        of_outlier = s.inner // 2 if self.case.outlier else None
         made = [
-            self._matrix(outputs, inputs)
-            for outputs, inputs in (
-                (wide + 2 * s.kv_heads * s.head_dim, s.hidden),
-                (s.hidden, wide),
-                (2 * s.inner, s.hidden),
-                (s.hidden, s.inner),
+            self._matrix(outputs, inputs, without)
+            for outputs, inputs, without in (
+                (wide + 2 * s.kv_heads * s.head_dim, s.hidden, None),
+                (s.hidden, wide, None),
+                (2 * s.inner, s.hidden, None),
+                (s.hidden, s.inner, of_outlier),
             )
         ]
         (qkv, o, gate_up, down), exact = zip(*made, strict=True)
+        if of_outlier is not None:
+            assert gate_up.bias is not None
+            gate_up.bias[of_outlier] = gate_up.bias[s.inner + of_outlier] = self.case.outlier**0.5
         self._exact.append(exact)
         head_norm = None
         if self.case.normed:
@@ -126,7 +143,8 @@ class OneToken:
         norms = [self._normal(s.hidden) for _ in range(2)]
         return LayerWeights(norms[0], qkv, head_norm, o, norms[1], gate_up, down, self.case.window)
 
-    def _matrix(self, outputs: int, inputs: int) -> tuple[Matrix, Matrix]:
+    def _matrix(self, outputs: int, inputs: int, without: int | None) -> tuple[Matrix, Matrix]:
+        """A random matrix and its twin. without: an input whose weights are 0, in four bits."""
         case = self.case
         bias = self._normal(outputs) if case.biased else None
         if case.group == 0:
@@ -135,6 +153,8 @@ class OneToken:
             return ours, PlainMatrix(weight, bias)
         packed = random(outputs, inputs // case.group, case.group, case.dtype)
         codes, zeros, scales = (x.to(self._device) for x in packed[:3])
+        if without is not None:
+            codes[without] = zeros[without // case.group]
         packed = Int4(codes, zeros, scales, case.dtype)
         packed.scales.mul_(8 * inputs**-0.5)
         ours = MarlinInt4(packed, bias, self._room)

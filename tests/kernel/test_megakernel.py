@@ -72,8 +72,20 @@ CASES: list[tuple[str, Case, int, bool]] = [
     ),
     (
         "a row of the residual stream that is not spread",
-        replace(SMALL, group=128, layers=2, hidden=2176, seen=9),
+        replace(SMALL, group=128, hidden=3200, seen=9),
         8,
+        False,
+    ),
+    (
+        "an input ten thousand times as large as its neighbours, groups of 32",
+        replace(SMALL, group=32, biased=True, outlier=1e4, seen=9),
+        9,
+        False,
+    ),
+    (
+        "an input ten thousand times as large as its neighbours, groups of 128",
+        replace(SMALL, group=128, biased=True, outlier=1e4, seen=9, dtype=FP16),
+        10,
         False,
     ),
 ]
@@ -145,6 +157,14 @@ def test_all_forms_of_numbers_and_heads(
     numbers = replace(SMALL, group=group, dtype=dtype, biased=heads == 10, normed=heads != 2)
     row = replace(numbers, head_dim=head_dim, heads=heads, kv_heads=2, seen=seen, window=window)
     made(row).agree(gpu, calls=1)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_a_number_that_is_none_is_not_lost(gpu: Any, made: Made, group: int, number: float) -> None:
+    gpu["emulate"](11, False, False)
+    token = made(replace(SMALL, group=group, seen=1))
+    assert token.result_with(number, gpu).isnan().all()
 
 
 @pytest.mark.parametrize("group", [0, 128])
