@@ -35,7 +35,7 @@ constexpr int kFetchers = 4;                  // as many as take no registers fr
 constexpr int kFetched = kWarps / kFetchers;  // warps that one of them fetches for
 constexpr int kAllThreads = kThreads + kFetchers * kWarp;
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
-constexpr int kPositions = 3;    // of which a thread has keys in flight
+constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
 constexpr int kShort = 3072;     // numbers that are few for a row
 constexpr float kLow = -1e30f;   // less than any score
@@ -549,6 +549,8 @@ class Block {
         warp = threadIdx.x / kWarp;
         slot = warp * Form::kStages;
         head = static_cast<int>(blockIdx.x) % s.kv_heads;
+        split = static_cast<int>(blockIdx.x) / s.kv_heads;
+        each = s.heads / s.kv_heads;
         wait_for_inputs();
         end = *s.end;
         stamp = *s.launches * (s.num_layers + 1) + 1;
@@ -731,7 +733,7 @@ class Block {
         }
     }
 
-    // Attention of some of a key head's queries to some of its positions.
+    // Attention of a key head's queries to some of its positions.
     __device__ void attend(const Layer& weights, const Pool& pool) {
         if (weights.window != window) share_out(static_cast<int>(weights.window));
         meet();  // sums of the product before this are used
@@ -847,7 +849,7 @@ class Block {
         const bool is_query = row < each;
         const bool is_value = row > each;
         const int number =
-            is_query ? first_query + row : s.heads + (is_value ? s.kv_heads : 0) + head;
+            is_query ? head * each + row : s.heads + (is_value ? s.kv_heads : 0) + head;
         const bool used = lane < kHalf;
         float low[2] = {}, high[2] = {};
         uint32_t factors[2] = {};
@@ -902,7 +904,6 @@ class Block {
         uint32_t* const kept =
             reinterpret_cast<uint32_t*>(newest) + (is_value ? kDim / 2 : 0) + lane;
         kept[0] = a, kept[kHalf] = b;
-        if (!stores) return;
         const int64_t where = int64_t{newest_row} * (kDim / 2);
         uint32_t* const to =
             static_cast<uint32_t*>(is_value ? pool.values : pool.keys) + where + lane;
@@ -925,10 +926,10 @@ class Block {
                 sum += found[(w * each + h) * kDim + at_dim] * factor;
             }
             if (splits == 1) {
-                attended(first_query + h, at_dim, sum / weight);
+                attended(head * each + h, at_dim, sum / weight);
                 continue;
             }
-            Word* const to = part(first_query + h, split);
+            Word* const to = part(head * each + h, split);
             hand_over(to + 2 + at_dim, __float_as_uint(sum), stamp);
             if (at_dim == 0) {
                 hand_over(to, __float_as_uint(peak), stamp);
@@ -948,14 +949,14 @@ class Block {
 #pragma unroll
                 for (int i = 0; i < kAtOnce; ++i) {
                     if (first + i * kTurns >= splits) break;
-                    const Word* const from = part(first_query + h, first + i * kTurns);
+                    const Word* const from = part(head * each + h, first + i * kTurns);
                     look_at_two(from, about[i]);
                     number[i] = look_at(from + 2 + at_dim);
                 }
 #pragma unroll
                 for (int i = 0; i < kAtOnce; ++i) {
                     if (first + i * kTurns >= splits) break;
-                    const Word* const from = part(first_query + h, first + i * kTurns);
+                    const Word* const from = part(head * each + h, first + i * kTurns);
                     while (!is_new(about[i][0], stamp) || !is_new(about[i][1], stamp) ||
                            !is_new(number[i], stamp)) {
                         look_at_two(from, about[i]);
@@ -975,7 +976,7 @@ class Block {
                 add(peak, weight, sum, gathered[i], gathered[kThreads + i],
                     gathered[2 * kThreads + i]);
             }
-            attended(first_query + h, at_dim, sum / weight);
+            attended(head * each + h, at_dim, sum / weight);
         }
     }
 
@@ -998,28 +999,16 @@ class Block {
         }
     }
 
-    // Which queries of its key head this block attends for, and to which positions: a key head's
-    // blocks share out both, so that the busiest has least to do.
+    // Which positions this block attends to: a key head's are split where they are many.
     __device__ void share_out(int newest_seen) {
         window = newest_seen;
         const int start = window > 0 && end > window ? end - window : 0, seen = end - start;
-        const int blocks = static_cast<int>(gridDim.x) / s.kv_heads, all = s.heads / s.kv_heads;
-        int least = 0, length = 0, groups = 0;  // of queries
-        for (int some = 1; some <= min(all, blocks); ++some) {
-            if (all % some != 0) continue;
-            const int most = min(min(ceiling(seen, kBatch), blocks / some), kMostSplits);
-            const int here = ceiling(seen, most), turns = ceiling(here, kBatch) * (all / some);
-            if (groups > 0 && turns >= least) continue;
-            least = turns, length = here, groups = some;
-        }
+        const int blocks = static_cast<int>(gridDim.x) / s.kv_heads;
+        const int wanted = min(min(ceiling(seen, kBatch), blocks), kMostSplits);
+        const int length = ceiling(seen, wanted);
         splits = ceiling(seen, length);
-        each = all / groups;
-        const int place = static_cast<int>(blockIdx.x) / s.kv_heads, group = place / splits;
-        split = place % splits;
-        first_query = head * all + group * each;
-        stores = group == 0;
         begin = start + split * length;
-        stop = group < groups ? min(end, begin + length) : begin;
+        stop = split < splits ? min(end, begin + length) : begin;
 #pragma unroll
         for (int i = 0; i < kPositions; ++i) {
             const int position = begin + i * kPass + first_position();
@@ -1045,9 +1034,8 @@ class Block {
     const Shared<T, Form, kDim> at;
     int warp, slot, phase = 0, layer = 0, end = 0;
     uint32_t stamp = 0, cosine = 0, sine = 0;
-    // attention: a key head; the query heads and the positions that are this block's
-    int head, first_query = 0, each = 0, split = 0, splits = 1, window = -1, begin = 0, stop = 0;
-    bool stores = false;  // the newest key and value: one of those that have them does
+    // attention: a key head, how many query heads it has, and the positions that are this block's
+    int head, each, split, splits = 1, window = -1, begin = 0, stop = 0;
     int rows[kPositions] = {}, newest_row = 0;
 };
 
