@@ -1,4 +1,4 @@
-"""Three figures of what was measured on a GPU and is kept beside the code."""
+"""Four figures of what was measured on a GPU and is kept beside the code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from minisgl.bench.table import H200, Measured, label, measured
+from minisgl.bench.table import H200, H200_AWQ, Measured, label, measured
 from minisgl.display import STATES
 from minisgl.inspector.figures.frame import HAIR, Frame
 from minisgl.inspector.figures.lettering import GREY, SMALL
@@ -40,6 +40,13 @@ def plot_decode(case: str = "minisgl") -> Picture:
     return _picture(_Bars(rows, "ms per step", "Decode steps at a context of about 520"))
 
 
+def plot_four_bits() -> Picture:
+    """Milliseconds per decode step of 8B by batch, in bfloat16 and in four bits."""
+    rows = [row for row in measured(H200_AWQ) if row.what == "decode"]
+    title = "Qwen3-8B: decode steps at a context of about 520"
+    return _picture(_Bars(rows, "ms per step", title, about=label(H200_AWQ)))
+
+
 def plot_offline() -> Picture:
     """The device's seconds of the offline benchmark by what it computed, a bar for each model."""
     return _picture(_Shares([row for row in measured() if row.what == "offline"]))
@@ -55,12 +62,19 @@ class _Bars:
     """Groups of bars, a group for each batch size, with their numbers and where known a range."""
 
     def __init__(
-        self, rows: Sequence[Measured], unit: str, title: str, base: float | None = None
+        self,
+        rows: Sequence[Measured],
+        unit: str,
+        title: str,
+        base: float | None = None,
+        about: str | None = None,
     ) -> None:
-        """base: where a line says what is neither more nor less."""
+        """base: where a line says what is neither more nor less. about: where it was measured; by
+        default as the first table."""
         if not rows:
             raise ValueError("nothing of that kind was measured")
         self.rows, self.unit, self.title, self.base = rows, unit, title, base
+        self.about = about or label()
         self.cases = list(dict.fromkeys(row.case for row in rows))
         self.batches = sorted({row.batch for row in rows})
 
@@ -69,7 +83,7 @@ class _Bars:
     @property
     def alt(self) -> str:
         """Every number."""
-        lines = [f"{self.title}, {self.unit}. {label()}"]
+        lines = [f"{self.title}, {self.unit}. {self.about}"]
         for case in self.cases:
             mine = [row for row in self.rows if row.case == case]
             lines.append(f"{case}: " + ", ".join(f"{row.batch}: {_says(row)}" for row in mine))
@@ -107,7 +121,7 @@ class _Bars:
             Patch(facecolor=_SHADES[place % len(_SHADES)], label=case)
             for place, case in enumerate(self.cases)
         ]
-        Frame(self.title, label(), keys, "").draw(ax)
+        Frame(self.title, self.about, keys, "").draw(ax)
 
 
 class _Shares:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 PARTS: Final = ("gpu", "awq")  # of the benchmark, that a table has rows of
 H200: Final = Path(__file__).parent / "data" / "gpu_h200.csv"
+H200_AWQ: Final = H200.with_name("awq_h200.csv")
 
 
 class Measured(NamedTuple):

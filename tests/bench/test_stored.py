@@ -90,8 +90,18 @@ def test_steps_of_transformers_are_those_of_the_table() -> None:
     theirs = line("transformers, SDPA, 0.6B / 8B / 14B").split("|")[2:5]
     sides = [of("decode", f"Qwen3-{size}", "transformers") for size in ("0.6B", "8B", "14B")]
     assert [numbers(cell) for cell in theirs] == [
-        short(*(side[i].value for side in sides)) for i in range(3)
+        short(*(row.value for side in sides for row in side if row.batch == batch))
+        for batch in (1, 16, 64)
     ]
+
+
+@pytest.mark.parametrize(
+    ("case", "start"),
+    [("bfloat16", "bfloat16"), ("awq_marlin", "`awq_marlin`"), ("awq", "`awq` (Triton)")],
+)
+def test_steps_of_four_bits_are_those_of_the_table(case: str, start: str) -> None:
+    rows = [row for row in measured(table.H200_AWQ) if row.case == case]
+    assert numbers(line(start).removeprefix(f"| {start}")) == short(*(row.value for row in rows))
 
 
 CASES = sorted({row.case for row in measured() if row.what == "toggle"} - {"triton"})
@@ -124,9 +134,12 @@ def test_machine_and_date_stand_with_every_figure() -> None:
         stored.plot_offline(),
     ):
         assert label() in picture.alt and "RESULTS.md" not in picture.alt
-    assert "graphs off: 1: 1.39 (1.28 to 2), 64: 3.1" in stored.plot_toggles("graphs off").alt
-    assert "256: 18.8 ms (18.4 to 19.2), 62% of the limit" in stored.plot_decode().alt
-    assert "Qwen3-8B: prompts 3.31 s, decodes 10.5 s, idle 0.0636 s" in stored.plot_offline().alt
+    assert "graphs off: 1: 1.62 (1.52 to 2.45), 64: 4.12" in stored.plot_toggles("graphs off").alt
+    assert "256: 18.3 ms (17.9 to 18.6), 65% of the limit" in stored.plot_decode().alt
+    assert "Qwen3-8B: prompts 3.3 s, decodes 10.2 s, idle 0.125 s" in stored.plot_offline().alt
     assert len(stored.to_frame()) == len(measured())
+    four_bits = stored.plot_four_bits().alt
+    assert four_bits is not None and label(table.H200_AWQ) in four_bits
+    assert "awq_marlin: 1: 1.78 ms, 16: 3.38 ms, 64: 5.11 ms" in four_bits
     with pytest.raises(ValueError, match="nothing of that kind"):
         stored.plot_toggles("nothing")
