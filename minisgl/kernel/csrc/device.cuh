@@ -52,19 +52,27 @@ __device__ inline bool any_of_warp(bool mine) {
 // compute capability 8.0.
 template <int kLanes>
 __device__ inline uint32_t max_of_lanes(uint32_t x) {
-    if constexpr (kLanes == kWarp) return __reduce_max_sync(0xffffffffu, x);
+    if constexpr (kLanes == kWarp) {
+        return __reduce_max_sync(0xffffffffu, x);
+    } else {
 #pragma unroll
-    for (int other = 1; other < kLanes; other *= 2) {
-        x = max(x, __shfl_xor_sync(0xffffffffu, x, other));
+        for (int other = 1; other < kLanes; other *= 2) {
+            x = max(x, __shfl_xor_sync(0xffffffffu, x, other));
+        }
+        return x;
     }
-    return x;
 }
 template <int kLanes>
 __device__ inline int sum_of_lanes(int x) {
-    if constexpr (kLanes == kWarp) return __reduce_add_sync(0xffffffffu, x);
+    if constexpr (kLanes == kWarp) {
+        return __reduce_add_sync(0xffffffffu, x);
+    } else {
 #pragma unroll
-    for (int other = 1; other < kLanes; other *= 2) x += __shfl_xor_sync(0xffffffffu, x, other);
-    return x;
+        for (int other = 1; other < kLanes; other *= 2) {
+            x += __shfl_xor_sync(0xffffffffu, x, other);
+        }
+        return x;
+    }
 }
 
 // A number that is the same in all lanes of a warp, so that the compiler knows it.

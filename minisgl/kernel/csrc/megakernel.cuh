@@ -152,7 +152,7 @@ struct Dense {
     static constexpr int kSlot = kOutputs * kRow;
     static constexpr int kBytes = 2;        // of a number of an input row
     static constexpr bool kInPlace = true;  // a row may be where it was before it was normalised
-    static constexpr int kPart = 0;
+    static constexpr int kPart = 0;         // inputs of which something is kept; 0: nothing
 
     // By one thread.
     __device__ static void fetch(const Matrix& of, const Fetch& next, uint4* slot, Arrival* at) {
@@ -222,21 +222,20 @@ struct Dense {
 // Weights of four bits, as kernel/marlin.py arranges them, times whole numbers: a word's eight
 // codes are two registers of bytes, so that two instructions make them the left side of a tensor
 // core's product. An input row's numbers are fixed point, with a unit for each part of it, in three
-// digits of eight bits: the first columns of the right side. So sums of a part are exact. What the
-// numbers lose is less than 2^-22 of the largest of their part; a bfloat16 of 2^-14 of it loses
-// nothing.
-template <typename T, int kShared>
+// digits of eight bits: the first columns of the right side. So sums of a part are exact. What a
+// number loses is at most 2^-22 of the largest of its part; a bfloat16 of at least 2^-14 of it
+// loses nothing.
+template <typename T, int kScaled>
 struct FourBits {
-    static constexpr int kScaled = kShared;
     static constexpr int kOutputs = marlin::kStrip;
     static constexpr int kChunk = marlin::kInputs;
     static constexpr int kParts = kChunk / kScaled;  // of a chunk, with zeros and scales each
     static constexpr int kStages = kParts > 1 ? 3 : 4;
     static constexpr int kSlot = marlin::kUnit + kParts * 8;
     static constexpr int kDigits = 3;
-    static constexpr int kBytes = kDigits;
+    static constexpr int kBytes = kDigits;  // as above
     static constexpr bool kInPlace = false;
-    static constexpr int kPart = kScaled;
+    static constexpr int kPart = kScaled;  // inputs that share a zero and a scale
 
     // By one thread.
     __device__ static void fetch(const Matrix& of, const Fetch& next, uint4* slot, Arrival* at) {
@@ -288,8 +287,9 @@ struct FourBits {
         if (p % kLanes == 0) parts[p / kLanes] = {__uint_as_float(unit), static_cast<float>(sum)};
     }
 
-    float
-        sums[4];  // outputs g, g + 8 and so on: lane t = 0 has two digits' share, t = 1 the last's
+    // Of outputs g, g + 8 and so on: lane t = 0 has what the first two digits give, t = 1 what the
+    // last one does. The others' are not used.
+    float sums[4];
 
     __device__ void clear() {
 #pragma unroll
