@@ -359,7 +359,6 @@ __device__ inline void multiply(const Product<T>& p, uint4* shared) {
     volatile int* const is_last = reinterpret_cast<int*>(shared + kStages * Of::kStage);
 
     const unsigned thread = threadIdx.x, lane = thread % kWarp, g = lane / 4, t = lane % 4;
-    const int warp = thread / kWarp;
     const int chunks = p.inputs / kInputs, strips = p.outputs / kStrip;
     const int token_tiles = (p.tokens + kTokens - 1) / kTokens;
     const int block = blockIdx.x, first = p.first_item(block), last = p.first_item(block + 1);
