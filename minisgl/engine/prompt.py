@@ -26,10 +26,13 @@ def token_ids(prompt: Prompt, codec: Codec | None, vocab_size: int) -> tuple[int
             f"a prompt is a text, a list of token ids or a list of chat messages, "
             f"got {type(prompt).__name__}"
         )
-    messages = [part for part in prompt if isinstance(part, Mapping)]
-    if messages and len(messages) == len(prompt):
-        return tuple(needed(codec).chat(messages))
-    ids = tuple(as_int("a token id", token, 0) for token in prompt)
+    parts: list[Any] = list(prompt)
+    kinds = set(map(type, parts))
+    if kinds and all(issubclass(kind, Mapping) for kind in kinds):
+        return tuple(needed(codec).chat(parts))
+    if kinds != {int} or min(parts) < 0:  # asked at once, for this is done for every prompt
+        parts = [as_int("a token id", token, 0) for token in parts]
+    ids: tuple[int, ...] = tuple(parts)
     if ids and max(ids) >= vocab_size:
         raise ValueError(
             f"token id {max(ids)} is out of the vocabulary, which has {vocab_size} ids"
