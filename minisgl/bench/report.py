@@ -49,8 +49,8 @@ def run(
     if figures is not None and not {*table.PARTS} & {*(parts := parts or ("gpu",))}:
         raise ValueError("--table is for the parts gpu and awq")
     for path in (to, figures):
-        if path is not None and not path.parent.is_dir():  # rather now than when all is measured
-            raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+        if path is not None:
+            work.can_be_written(path)
     lines: list[Line] = []
     about = machine_line()
     yield about

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from minisgl.bench.work import Work, equal
+from minisgl.bench.work import Work, can_be_written, equal
 from minisgl.build import load
 from minisgl.core import (
     Batch,
@@ -124,10 +124,11 @@ def record(path: Path) -> Iterator[str]:
     """Run every arm, write the file, and say what happens.
 
     On a GPU: Qwen3-0.6B's shape, eight requests of 480 tokens; else the embedded model, four
-    requests of 32, and no graphs.
+    requests of 32, and no graphs. Raises ValueError for a folder that is not there.
     """
     import torch
 
+    can_be_written(path)
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else "CPU"
     device = device if device.startswith("NVIDIA") or not cuda else f"NVIDIA {device}"

@@ -57,6 +57,11 @@ def test_a_profile_is_read_back_to_a_tenth_of_a_microsecond() -> None:
     assert [t.calls for t in again.totals()] == [t.calls for t in before.totals()]
 
 
+def test_a_folder_that_is_not_there_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot write .*no/a.json: there is no folder .*no"):
+        next(timeline.record(tmp_path / "no" / "a.json"))
+
+
 def test_another_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     for text in ("[]", "no JSON"):
