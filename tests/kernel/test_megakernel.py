@@ -214,6 +214,18 @@ def test_matrices_of_other_forms_are_computed_without(gpu: Any, made: Made) -> N
         assert Megakernel.of([layer, layer], SMALL.shape, gpu) is not None
 
 
+@pytest.mark.parametrize("group", [0, 128])
+def test_with_less_shared_memory_fewer_weights_are_on_their_way(
+    gpu: Any, made: Made, group: int
+) -> None:
+    gpu["emulate"](12, False, False)
+    gpu["allow"](150 << 10)
+    try:
+        made(replace(SMALL, group=group, inner=1152, seen=9)).agree(gpu, calls=1)
+    finally:
+        gpu["allow"](BLOCK)
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_with_too_little_shared_memory_there_is_no_such_kernel(
     gpu: Any, made: Made, group: int

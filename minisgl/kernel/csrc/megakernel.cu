@@ -83,9 +83,9 @@ int64_t room(int64_t num_layers, int64_t hidden, int64_t inner, int64_t heads, i
             if (side % 128) return 0;
         }
         constexpr int kDim = decltype(size)::value;
-        const int shared = Shared::places(step, blocks).end;
-        if (shared > shared_limits(of).block) return 0;
-        if (held(decode_kernel<__half, Form, kDim>, mega::kAllThreads, shared) == 0) return 0;
+        const mega::Places at = Shared::places(step, blocks, shared_limits(of).block);
+        if (at.stages == 0) return 0;
+        if (held(decode_kernel<__half, Form, kDim>, mega::kAllThreads, at.end) == 0) return 0;
         return Words(hidden, inner, heads, kv_heads, dim).all();
     });
 }
@@ -99,6 +99,7 @@ void decode(TensorView layers, TensorView pools, TensorView x, TensorView out, T
             double eps, double head_eps) {
     const int64_t hidden = x.size(1), dim = cosine.size(cosine.ndim() - 1) * 2;
     const int device = x.device().device_id, blocks = processors(device);
+    const int limit = shared_limits(device).block;
     const Words need(hidden, inner, heads, kv_heads, dim);
     TVM_FFI_ICHECK(x.size(0) == 1 && layers.size(1) * 8 == sizeof(mega::Layer) &&
                    pools.size(0) == layers.size(0) && pools.size(1) * 8 == sizeof(mega::Pool) &&
@@ -130,7 +131,7 @@ void decode(TensorView layers, TensorView pools, TensorView x, TensorView out, T
             constexpr int kDim = decltype(size)::value;
             using Form = decltype(form);
             auto kernel = decode_kernel<T, Form, kDim>;
-            step.at = mega::Shared<T, Form, kDim>::places(step, blocks);
+            step.at = mega::Shared<T, Form, kDim>::places(step, blocks, limit);
             allow_shared(kernel, step.at.end);
             launch_together(step.at.end, "all layers", kernel, blocks, mega::kAllThreads,
                             stream_of(x), step);

@@ -37,6 +37,8 @@ constexpr int kAllThreads = kThreads + kFetchers * kWarp;
 constexpr int kAtOnce = 2;       // pairs of words that a thread waits for
 constexpr int kPositions = 2;    // of which a thread has keys in flight
 constexpr int kMostSplits = 16;  // of a head's positions
+constexpr int kMostStages = 8;   // chunks of a warp on their way: as many as there is room for
+constexpr int kLeastStages = 3;  // with fewer it is no faster than kernel after kernel
 constexpr int kShort = 3072;     // numbers that are few for a row
 constexpr float kLow = -1e30f;   // less than any score
 
@@ -104,11 +106,13 @@ struct Pool {
 struct Places {
     int layers, pools;
     int own;    // of the residual stream, what the block adds to
-    int norm;   // its weights
     int area;   // an input row, as the form of the weights wants it; or what attention needs
     int raw;    // a row that is not normalised yet
+    int norm;   // a norm's weights
     int parts;  // what the form of the weights keeps of an input row's parts
     int sums;   // behind any row: whoever is late may add sums while the next row comes
+    int arrivals, freed, ring;
+    int stages;  // of the ring, for each warp
     int end;
 };
 
@@ -147,7 +151,6 @@ template <typename T>
 struct Dense {
     static constexpr int kOutputs = 2;  // of a tile
     static constexpr int kChunk = 512;  // inputs that a warp multiplies at a time; the last: fewer
-    static constexpr int kStages = 4;   // chunks of a warp on their way
     static constexpr int kRow = kChunk / 8;  // 16-byte pieces
     static constexpr int kSlot = kOutputs * kRow;
     static constexpr int kBytes = 2;        // of a number of an input row
@@ -230,7 +233,6 @@ struct FourBits {
     static constexpr int kOutputs = marlin::kStrip;
     static constexpr int kChunk = marlin::kInputs;
     static constexpr int kParts = kChunk / kScaled;  // of a chunk, with zeros and scales each
-    static constexpr int kStages = kParts > 1 ? 3 : 4;
     static constexpr int kSlot = marlin::kUnit + kParts * 8;
     static constexpr int kDigits = 3;
     static constexpr int kBytes = kDigits;  // as above
@@ -398,20 +400,16 @@ struct Product {
 // A block's shared memory.
 template <typename T, typename Form, int kDim>
 struct Shared {
-    static constexpr int kSlots = kWarps * Form::kStages;
-    static constexpr int kArrivals = kSlots * Form::kSlot * 16;
-    static constexpr int kFreed = kArrivals + kSlots * 8;
-    static constexpr int kProductsAt = kFreed + kSlots * 8;
-    static constexpr int kScratch = kProductsAt + kProducts * sizeof(Product);
+    static constexpr int kScratch = kProducts * sizeof(Product);
     static constexpr int kBehind = (kScratch + kWarps * 4 + 15) / 16 * 16;
 
     const Step<T>& s;
 
-    // Of each warp kStages chunks; whether they are there; whether there is room for them.
-    __device__ uint4* ring() const { return place<uint4>(0); }
-    __device__ Arrival* arrivals() const { return place<Arrival>(kArrivals); }
-    __device__ Arrival* freed() const { return place<Arrival>(kFreed); }
-    __device__ Product* products() const { return place<Product>(kProductsAt); }
+    // Of each warp so many stages' chunks; whether they are there; whether there is room for them.
+    __device__ uint4* ring() const { return place<uint4>(s.at.ring); }
+    __device__ Arrival* arrivals() const { return place<Arrival>(s.at.arrivals); }
+    __device__ Arrival* freed() const { return place<Arrival>(s.at.freed); }
+    __device__ Product* products() const { return place<Product>(0); }
     __device__ float* scratch() const { return place<float>(kScratch); }  // a number of each warp
     __device__ Layer* layers() const { return place<Layer>(s.at.layers); }
     __device__ Pool* pools() const { return place<Pool>(s.at.pools); }
@@ -422,7 +420,8 @@ struct Shared {
     __device__ Part* parts() const { return place<Part>(s.at.parts); }
     __device__ float* sums() const { return place<float>(s.at.sums); }
 
-    static Places places(const Step<T>& s, int blocks) {
+    // In so much of it. No stages: it is too little.
+    static Places places(const Step<T>& s, int blocks, int limit) {
         auto outputs = [&](int all) {  // of a block at most
             return (all / Form::kOutputs + blocks - 1) / blocks * Form::kOutputs;
         };
@@ -435,16 +434,23 @@ struct Shared {
         at.layers = kBehind;
         at.pools = at.layers + s.num_layers * static_cast<int>(sizeof(Layer));
         at.own = at.pools + s.num_layers * static_cast<int>(sizeof(Pool));
-        at.norm = at.own + (outputs(s.hidden) * 4 + 15) / 16 * 16;
-        at.area = at.norm + s.hidden * 2;
+        at.area = at.own + (outputs(s.hidden) * 4 + 15) / 16 * 16;
         at.raw = at.area + (Form::kInPlace ? 0 : s.hidden * Form::kBytes);
-        at.parts = std::max(at.area + widest * Form::kBytes, at.raw + s.hidden * 2);
+        at.norm = at.raw + s.hidden * 2;
+        at.parts = std::max(at.area + widest * Form::kBytes, at.norm + s.hidden * 2);
         at.sums = at.parts;
         if constexpr (Form::kPart > 0) {
             at.sums += widest / Form::kPart * static_cast<int>(sizeof(Part));
         }
-        at.end = std::max(
+        at.arrivals = std::max(
             {at.sums + products * kWarps * 4, at.area + attention, at.area + 3 * kThreads * 4});
+        at.arrivals = (at.arrivals + 15) / 16 * 16;
+        const int stage = kWarps * (Form::kSlot * 16 + 2 * static_cast<int>(sizeof(Arrival)));
+        at.stages = std::min((limit - at.arrivals) / stage, kMostStages);
+        if (at.stages < kLeastStages) at.stages = 0;
+        at.freed = at.arrivals + at.stages * kWarps * static_cast<int>(sizeof(Arrival));
+        at.ring = at.freed + at.stages * kWarps * static_cast<int>(sizeof(Arrival));
+        at.end = at.arrivals + at.stages * stage;
         return at;
     }
 
@@ -471,7 +477,9 @@ __device__ void prepare_block(const Step<T>& s, Shared<T, Form, kDim> at) {
             static_cast<uint64_t*>(to)[i] = static_cast<const uint64_t*>(from)[i];
         }
     };
-    for (int i = threadIdx.x; i < 2 * at.kSlots; i += blockDim.x) prepare(at.arrivals() + i);
+    for (int i = threadIdx.x; i < 2 * kWarps * s.at.stages; i += blockDim.x) {
+        prepare(at.arrivals() + i);
+    }
     if (threadIdx.x == 0) {
         const int wide = s.heads * kDim;
         at.products()[kQkv] = product(s.hidden, wide + 2 * s.kv_heads * kDim, 1);
@@ -498,7 +506,7 @@ class Fetcher {
         next = {lane < kFetched ? 0 : s.num_layers, kQkv};
         number = warp;
         if (lane < kFetched) settle();
-        int slot = warp * Form::kStages, left = Form::kStages, phase = 1;
+        int slot = warp * s.at.stages, left = s.at.stages, phase = 1;
         while (any_of_warp(next.layer < s.num_layers)) {
             const bool room = next.layer < s.num_layers && is_over(at.freed() + slot, phase);
             if (room) {
@@ -507,7 +515,7 @@ class Fetcher {
                 number += kWarps;
                 settle();
                 ++slot;
-                if (--left == 0) slot = warp * Form::kStages, left = Form::kStages, phase ^= 1;
+                if (--left == 0) slot = warp * s.at.stages, left = s.at.stages, phase ^= 1;
             }
             if (!any_of_warp(room)) doze();
         }
@@ -547,7 +555,7 @@ class Block {
     __device__ Block(const Step<T>& step, Shared<T, Form, kDim> shared) : s(step), at(shared) {
         const int lane = threadIdx.x % kWarp;
         warp = threadIdx.x / kWarp;
-        slot = warp * Form::kStages;
+        slot = warp * s.at.stages;
         head = static_cast<int>(blockIdx.x) % s.kv_heads;
         split = static_cast<int>(blockIdx.x) / s.kv_heads;
         each = s.heads / s.kv_heads;
@@ -672,7 +680,7 @@ class Block {
             form.add(at.ring() + slot * Form::kSlot, at.area(), at.parts(), chunk, p.inputs);
             __syncwarp();  // everybody has read it
             if (threadIdx.x % kWarp == 0) release(at.freed() + slot);
-            if (++slot == (warp + 1) * Form::kStages) slot = warp * Form::kStages, phase ^= 1;
+            if (++slot == (warp + 1) * s.at.stages) slot = warp * s.at.stages, phase ^= 1;
             number += kWarps, chunk += kWarps;
             if (chunk < p.chunks) continue;
             float* const to = at.sums() + begin * outputs + tile * Form::kOutputs;
