@@ -266,13 +266,16 @@ struct FourBits {
         // a float's exponent, 127 more than it stands for; numbers become less than 2^22
         const uint32_t exponent = max(max_of_lanes<kLanes>(peak) >> 23, 22u);
         const float units_in_one = __uint_as_float((275u - exponent) << 23);
-        int sum = 0;
+        // added to a number of units, this rounds it, and leaves it in the lowest bits of the sum
+        constexpr float kRounding = 12582912.0f;  // 1.5 * 2^23
+        constexpr uint32_t kBits = 0x4b400000u;   // its own
+        uint32_t sum = 0;
         uint32_t digits[4];  // each 128 more than it stands for
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-            const int whole = __float2int_rn(x[j] * units_in_one);
+            const uint32_t whole = __float_as_uint(fmaf(x[j], units_in_one, kRounding)) - kBits;
             sum += whole;
-            digits[j] = static_cast<uint32_t>(whole) + 0x808080u;
+            digits[j] = whole + 0x808080u;
         }
         // in the order of a word's codes: 0, 2, 1, 3
         const uint32_t even = __byte_perm(digits[0], digits[2], 0x5140);
@@ -283,10 +286,10 @@ struct FourBits {
         to[0] = high ^ 0x80808080u;
         to[2] = __byte_perm(even, odd, 0x7632) ^ 0x80808080u;
         to[4] = __byte_perm(even, odd, 0x5410) ^ 0x80808080u;
-        sum = sum_of_lanes<kLanes>(sum);
+        const int total = sum_of_lanes<kLanes>(static_cast<int>(sum));
         // an infinite number, or none, makes none of all that it is multiplied for
         const uint32_t unit = exponent < 255u ? (exponent - 21u) << 23 : 0x7fffffffu;
-        if (p % kLanes == 0) parts[p / kLanes] = {__uint_as_float(unit), static_cast<float>(sum)};
+        if (p % kLanes == 0) parts[p / kLanes] = {__uint_as_float(unit), static_cast<float>(total)};
     }
 
     // Of outputs g, g + 8 and so on: lane t = 0 has what the first two digits give, t = 1 what the
@@ -332,7 +335,9 @@ struct FourBits {
                 const int second = of_rows[0][r % 2 * 2 + 1] + of_rows[1][r % 2 * 2 + 1];
                 float sum = static_cast<float>(first * over + second * beside);
                 sum *= static_cast<float>(over) * (r % 2 ? 0.0625f : 1.0f);
-                if (t == 0) sum -= static_cast<float>(rows[r] >> 16) * of.sum;
+                // a zero in the lowest bits of 2^23
+                const float zero = __uint_as_float(__byte_perm(rows[r], 0x4b000000u, 0x7632));
+                if (t == 0) sum -= (zero - 8388608.0f) * of.sum;
                 sums[r] += marlin::scale_of(rows[r]) * of.unit * sum;
             }
         }
