@@ -50,7 +50,7 @@ def run(
         raise ValueError("--table is for the parts gpu and awq")
     for path in (to, figures):
         if path is not None:
-            work.can_be_written(path)
+            work.check_writable(path)
     lines: list[Line] = []
     about = machine_line()
     yield about

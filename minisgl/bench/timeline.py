@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from minisgl.bench.work import Work, can_be_written, equal
+from minisgl.bench.work import Work, check_writable, equal
 from minisgl.build import load
 from minisgl.core import (
     Batch,
@@ -128,7 +128,7 @@ def record(path: Path) -> Iterator[str]:
     """
     import torch
 
-    can_be_written(path)
+    check_writable(path)
     cuda = torch.cuda.is_available()
     device = torch.cuda.get_device_name() if cuda else "CPU"
     device = device if device.startswith("NVIDIA") or not cuda else f"NVIDIA {device}"

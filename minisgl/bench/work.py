@@ -50,7 +50,7 @@ class Work(NamedTuple):
         return sum(asked.num_tokens for asked in self.requests)
 
 
-def can_be_written(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raise ValueError for a folder that is not there: now, rather than when all is measured."""
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
