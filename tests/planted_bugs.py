@@ -646,7 +646,7 @@ BUGS += [
     Bug(
         "a megakernel's row is overwritten while it is normalised",
         MEGA,
-        "at.raw = at.area + (Form::kInPlace ? 0 : s.hidden * Form::kBytes);",
+        "at.raw = at.area + (Form::kPart > 0 ? s.hidden * Form::kBytes : 0);",
         "at.raw = at.area;",
         ONE_TOKEN,
     ),

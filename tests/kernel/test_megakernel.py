@@ -72,7 +72,7 @@ CASES: list[tuple[str, Case, int, bool]] = [
     ),
     (
         "a row of the residual stream that is not spread",
-        replace(SMALL, group=128, hidden=3200, seen=9),
+        replace(SMALL, group=128, layers=2, hidden=3200, seen=9),
         8,
         False,
     ),

@@ -150,9 +150,8 @@ struct Dense {
     static constexpr int kStages = 4;   // chunks of a warp on their way
     static constexpr int kRow = kChunk / 8;  // 16-byte pieces
     static constexpr int kSlot = kOutputs * kRow;
-    static constexpr int kBytes = 2;        // of a number of an input row
-    static constexpr bool kInPlace = true;  // a row may be where it was before it was normalised
-    static constexpr int kPart = 0;         // inputs of which something is kept; 0: nothing
+    static constexpr int kBytes = 2;  // of a number of an input row
+    static constexpr int kPart = 0;   // inputs that share a unit; 0: rows stay as they are
 
     // By one thread.
     __device__ static void fetch(const Matrix& of, const Fetch& next, uint4* slot, Arrival* at) {
@@ -234,8 +233,7 @@ struct FourBits {
     static constexpr int kSlot = marlin::kUnit + kParts * 8;
     static constexpr int kDigits = 3;
     static constexpr int kBytes = kDigits;  // as above
-    static constexpr bool kInPlace = false;
-    static constexpr int kPart = kScaled;  // inputs that share a zero and a scale
+    static constexpr int kPart = kScaled;   // inputs that share a zero and a scale
 
     // By one thread.
     __device__ static void fetch(const Matrix& of, const Fetch& next, uint4* slot, Arrival* at) {
@@ -252,8 +250,8 @@ struct FourBits {
         }
     }
 
-    // Likewise, together with the threads that have the others of its part. Digits lie [four pairs
-    // of four numbers, digit, which of the two].
+    // See Dense; with the threads that have the others of its part. Digits lie [pair of fours,
+    // digit, which of the two].
     __device__ static void keep(int p, uint2 numbers, uint4* row, Part* parts) {
         constexpr int kLanes = kScaled / 4;
         float x[4];
@@ -437,7 +435,7 @@ struct Shared {
         at.own = at.pools + s.num_layers * static_cast<int>(sizeof(Pool));
         at.norm = at.own + (outputs(s.hidden) * 4 + 15) / 16 * 16;
         at.area = at.norm + s.hidden * 2;
-        at.raw = at.area + (Form::kInPlace ? 0 : s.hidden * Form::kBytes);
+        at.raw = at.area + (Form::kPart > 0 ? s.hidden * Form::kBytes : 0);
         at.parts = std::max(at.area + widest * Form::kBytes, at.raw + s.hidden * 2);
         at.sums = at.parts;
         if constexpr (Form::kPart > 0) {
