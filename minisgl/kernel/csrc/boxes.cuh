@@ -11,10 +11,8 @@
 // How a matrix lies in memory, and which box of it a copy takes.
 using TensorMap = CUtensorMap;
 
-// A contiguous matrix of 16-bit numbers, rows of 16-byte pieces. It is made for every launch and
-// goes with it, for that takes the host less than the launch: nobody has to keep one.
-inline TensorMap in_boxes(const TensorView& matrix, int box_rows, int box_columns) {
-    // of the driver, which this is not linked with
+// The driver's function that makes one, which this is not linked with.
+inline auto encode_map() {
     static const auto encode = [] {
         void* found = nullptr;
         cudaDriverEntryPointQueryResult how = {};
@@ -23,6 +21,12 @@ inline TensorMap in_boxes(const TensorView& matrix, int box_rows, int box_column
         TVM_FFI_ICHECK(error == cudaSuccess && found != nullptr) << "a driver without tensor maps";
         return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
     }();
+    return encode;
+}
+
+// A contiguous matrix of 16-bit numbers, rows of 16-byte pieces. It is made for every launch and
+// goes with it, for that takes the host less than the launch: nobody has to keep one.
+inline TensorMap in_boxes(const TensorView& matrix, int box_rows, int box_columns) {
     const auto rows = static_cast<cuuint64_t>(matrix.size(0));
     const auto columns = static_cast<cuuint64_t>(matrix.size(1));
     const cuuint64_t whole[] = {columns, rows}, apart[] = {columns * 2};
@@ -31,9 +35,28 @@ inline TensorMap in_boxes(const TensorView& matrix, int box_rows, int box_column
     const cuuint32_t every[] = {1, 1};
     TensorMap map;
     const CUresult error =
-        encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, matrix.data_ptr(), whole, apart, box, every,
-               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+        encode_map()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, matrix.data_ptr(), whole, apart, box,
+                     every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    TVM_FFI_ICHECK(error == CUDA_SUCCESS) << "no map of a tensor: error " << error;
+    return map;
+}
+
+// The same in boxes side by side: `across` of them, of 64 columns each, are copied at once, one
+// behind the other. The matrix is of whole boxes.
+inline TensorMap in_rows_of_boxes(const TensorView& matrix, int64_t rows, int64_t columns,
+                                  int box_rows, int across) {
+    const cuuint64_t whole[] = {64, static_cast<cuuint64_t>(rows),
+                                static_cast<cuuint64_t>(columns / 64)};
+    const cuuint64_t apart[] = {static_cast<cuuint64_t>(columns) * 2, 128};
+    const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows),
+                              static_cast<cuuint32_t>(across)};
+    const cuuint32_t every[] = {1, 1, 1};
+    TensorMap map;
+    const CUresult error =
+        encode_map()(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, matrix.data_ptr(), whole, apart, box,
+                     every, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     TVM_FFI_ICHECK(error == CUDA_SUCCESS) << "no map of a tensor: error " << error;
     return map;
 }
@@ -52,5 +75,15 @@ __device__ inline void copy_box(void* shared, const TensorMap& map, int column, 
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
         "[%0], [%1, {%2, %3}], [%4];" ::"r"(address_of(shared)),
         "l"(&map), "r"(column), "r"(row), "r"(address_of(at))
+        : "memory");
+}
+
+// Copy boxes of rows side by side, likewise; first: of them.
+__device__ inline void copy_row_of_boxes(void* shared, const TensorMap& map, int first, int row,
+                                         Arrival* at) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(address_of(shared)),
+        "l"(&map), "r"(0), "r"(row), "r"(first), "r"(address_of(at))
         : "memory");
 }

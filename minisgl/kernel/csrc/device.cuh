@@ -80,6 +80,11 @@ __device__ inline uint32_t uniform(uint32_t x) {
     return __shfl_sync(0xffffffffu, x, 0);
 }
 
+// What another lane of the warp has.
+__device__ inline int from_lane(int mine, int lane) {
+    return __shfl_sync(0xffffffffu, mine, lane);
+}
+
 // Leave the processor to others for a moment.
 __device__ inline void doze() {
     __nanosleep(40);

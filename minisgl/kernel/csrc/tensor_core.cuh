@@ -52,6 +52,32 @@ __device__ inline void multiply_add(int (&sums)[4], const uint32_t (&a)[4], uint
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
 }
 
+// Four matrices of 8 x 8 numbers of 16 bits, whose rows lie in shared memory: lane i points to row
+// i % 8 of matrix i / 8. Lane i gets row i / 4 of each at columns 2 (i % 4) and the next; of the
+// turned ones, column i / 4 at rows 2 (i % 4) and the next. Source: PTX ISA, "ldmatrix".
+__device__ inline void load_matrices(uint32_t (&out)[4], const void* row) {
+    const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(from)
+                 : "memory");
+}
+__device__ inline void load_turned_matrices(uint32_t (&out)[4], const void* row) {
+    const auto from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(from)
+                 : "memory");
+}
+
+// A matrix of 8 x 8 such numbers that the lanes hold, rows as columns. Source: PTX ISA,
+// "movmatrix".
+__device__ inline uint32_t turn_matrix(uint32_t two) {
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(two));
+    return out;
+}
+
 // Two codes of four bits, the lowest of each half, over the bits of `with`. In one instruction,
 // which compilers do not make of two constants.
 __device__ inline uint32_t two_codes(uint32_t bits, uint32_t with) {

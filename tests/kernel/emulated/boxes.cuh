@@ -7,7 +7,7 @@
 struct TensorMap {
     const unsigned char* first;
     int64_t rows, columns;
-    int box_rows;
+    int box_rows, across = 1;
 };
 
 inline TensorMap in_boxes(const TensorView& matrix, int box_rows, int box_columns) {
@@ -17,6 +17,16 @@ inline TensorMap in_boxes(const TensorView& matrix, int box_rows, int box_column
                    columns % 8 == 0 && box_rows > 0 && box_rows <= 256 && box_columns == 64)
         << "no map of such a matrix";
     return {first, rows, columns, box_rows};
+}
+
+inline TensorMap in_rows_of_boxes(const TensorView& matrix, int64_t rows, int64_t columns,
+                                  int box_rows, int across) {
+    const auto* const first = pointer<unsigned char>(matrix);
+    TVM_FFI_ICHECK(reinterpret_cast<uintptr_t>(first) % 16 == 0 && rows > 0 && columns > 0 &&
+                   columns % 64 == 0 && box_rows > 0 && box_rows <= 256 && across > 0 &&
+                   across <= 256)
+        << "no map of such a matrix";
+    return {first, rows, columns, box_rows, across};
 }
 
 inline unsigned char* shared_boxes() {
@@ -46,4 +56,11 @@ inline void copy_box(void* shared, const TensorMap& map, int column, int row, Ar
             }
         }
     });
+}
+
+inline void copy_row_of_boxes(void* shared, const TensorMap& map, int first, int row, Arrival* at) {
+    auto* const to = static_cast<unsigned char*>(shared);
+    for (int i = 0; i < map.across; ++i) {
+        copy_box(to + i * map.box_rows * 128, map, (first + i) * 64, row, at);
+    }
 }

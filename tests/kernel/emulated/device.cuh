@@ -131,6 +131,7 @@ struct Lane {  // what a lane shows the others of its warp
     float number;
     uint32_t a[4], b[2];
     uint64_t right, whole;
+    const void* row;
 };
 
 struct Thread {
@@ -243,6 +244,14 @@ inline void sync_first(int threads) {
 }
 inline uint32_t uniform(uint32_t x) {
     return x;
+}
+inline int from_lane(int mine, int lane) {
+    emulated::Lane* lanes = emulated::lanes_of_warp();
+    lanes[emulated::machine.current % kWarp].whole = static_cast<uint32_t>(mine);
+    emulated::warp_barrier();
+    const int out = static_cast<int>(lanes[static_cast<uint32_t>(lane) % kWarp].whole);
+    emulated::warp_barrier();
+    return out;
 }
 inline void doze() {}
 inline void __trap() {

@@ -90,3 +90,53 @@ uint32_t subtract(uint32_t a, uint32_t b) {
     return pair<T>(number_in<T>(a, 0) - number_in<T>(b, 0),
                    number_in<T>(a, 1) - number_in<T>(b, 1));
 }
+
+namespace emulated {
+
+// Number `column` of row `row` of the matrix whose rows lanes from 8 * matrix on point to.
+inline uint32_t number_at(int matrix, int row, int column) {
+    const auto from = static_cast<const unsigned char*>(lanes_of_warp()[matrix * 8 + row].row);
+    const auto at = from - shared_memory();
+    if (at < 0 || at + 16 > static_cast<long>(kShared) || at % 16) {
+        machine.problem = "a row of a matrix outside of shared memory, or off 16 bytes";
+        return 0;
+    }
+    uint16_t out;
+    std::memcpy(&out, from + 2 * column, 2);
+    return out;
+}
+
+template <bool kTurned>
+void load_four(uint32_t (&out)[4], const void* row) {
+    const int lane = machine.current % kWarp, line = lane / 4, at = lane % 4 * 2;
+    lanes_of_warp()[lane].row = row;
+    warp_barrier();
+    for (int i = 0; i < 4; ++i) {
+        out[i] = kTurned ? number_at(i, at, line) | number_at(i, at + 1, line) << 16
+                         : number_at(i, line, at) | number_at(i, line, at + 1) << 16;
+    }
+    warp_barrier();
+}
+
+}  // namespace emulated
+
+inline void load_matrices(uint32_t (&out)[4], const void* row) {
+    emulated::load_four<false>(out, row);
+}
+inline void load_turned_matrices(uint32_t (&out)[4], const void* row) {
+    emulated::load_four<true>(out, row);
+}
+inline uint32_t turn_matrix(uint32_t two) {
+    using namespace emulated;
+    const int lane = machine.current % kWarp, line = lane / 4;
+    Lane* lanes = lanes_of_warp();
+    lanes[lane].a[0] = two;
+    warp_barrier();
+    uint32_t out = 0;
+    for (int i = 0; i < 2; ++i) {
+        const uint32_t theirs = lanes[(lane % 4 * 2 + i) * 4 + line / 2].a[0];
+        out |= (theirs >> 16 * (line % 2) & 0xffffu) << 16 * i;
+    }
+    warp_barrier();
+    return out;
+}
