@@ -18,6 +18,7 @@ ON_GPUS: Final = (
     "triton",
     "fa3,flashinfer",
     "fa3,triton",
+    "fa3,cuda",
     "flashinfer,triton",
 )
 

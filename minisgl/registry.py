@@ -24,6 +24,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "fa3": "minisgl.attention.flash_attention:FlashAttention",
         "fa3,flashinfer": "minisgl.attention.hybrid:fa3_flashinfer",
         "fa3,triton": "minisgl.attention.hybrid:fa3_triton",
+        "fa3,cuda": "minisgl.attention.hybrid:fa3_cuda",
         "flashinfer,triton": "minisgl.attention.hybrid:flashinfer_triton",
         "triton": "minisgl.attention.triton:TritonAttention",
     },

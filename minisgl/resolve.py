@@ -259,10 +259,14 @@ def _cannot(name: str, dtype: str, hardware: Hardware, model: ModelFacts) -> str
         return None
     for part in name.split(","):
         package = {"fa3": "sgl_kernel"}.get(part, part)
-        if package not in hardware.packages:
+        if part != "cuda" and package not in hardware.packages:
             return f"the package {package} is not installed"
         if part == "triton":
             continue
+        if part == "cuda" and hardware.capability < BULK_COPIES:
+            return f"its kernel needs compute capability {BULK_COPIES}, not {hardware.capability}"
+        if part == "cuda" and model.num_heads > 8 * model.num_kv_heads:
+            return "its kernel takes up to 8 query heads a key head"
         if dtype != "bfloat16":
             return f"{part} was checked in bfloat16 alone, this is {dtype}"
         if part == "fa3" and hardware.capability[0] != 9:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from minisgl.attention.base import Attention, Capturable, Meta, Pool, Replan
+from minisgl.attention.cuda import CudaAttention
 from minisgl.attention.flash_attention import FlashAttention
 from minisgl.attention.flashinfer import FlashInferAttention
 from minisgl.attention.triton import TritonAttention
@@ -46,6 +47,11 @@ def fa3_flashinfer(pool: Pool, windows: Sequence[int | None]) -> HybridAttention
 def fa3_triton(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
     """FlashAttention 3, then our own."""
     return HybridAttention(FlashAttention(pool, windows), TritonAttention(pool, windows))
+
+
+def fa3_cuda(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """FlashAttention 3, then our own in CUDA."""
+    return HybridAttention(FlashAttention(pool, windows), CudaAttention(pool, windows))
 
 
 def flashinfer_triton(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:

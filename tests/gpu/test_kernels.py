@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minisgl import registry
 from minisgl.attention.base import DeviceMeta, Meta
+from minisgl.attention.cuda import CudaAttention
 from minisgl.attention.torch import TorchAttention
 from minisgl.executor.kv_pool import KVPool
 from minisgl.kernel.base import Kernels
@@ -100,7 +101,21 @@ def test_attention_equals_the_oracle(
     torch.testing.assert_close(fast, oracle.attend(0, *new), **BF16)
 
 
-@pytest.mark.parametrize("name", ["fa3", "flashinfer", "triton"])
+@pytest.mark.parametrize("ends", [[1], [2000], [500, 17, 1023, 16], [521] * 16, [*range(1, 300)]])
+@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("shape", [(4, 2, 64), (16, 8, 128), (40, 8, 128), (9, 9, 128)], ids=str)
+@pytest.mark.parametrize("window", [None, 100])
+def test_decode_attention_in_cuda_equals_the_oracle(
+    ends: list[int], page_size: int, shape: tuple[int, int, int], window: int | None
+) -> None:
+    meta, pool, new = batch([(end - 1, 1) for end in ends], page_size, shape)
+    made, oracle = (kind(pool, (window,)) for kind in (CudaAttention, TorchAttention))
+    for attention in (made, oracle):
+        attention.prepare(meta)
+    torch.testing.assert_close(made.attend(0, *new), oracle.attend(0, *new), **BF16)
+
+
+@pytest.mark.parametrize("name", ["fa3", "flashinfer", "triton", "fa3,cuda"])
 @pytest.mark.parametrize("shape", [(4, 2, 64), (40, 8, 128)], ids=str)
 def test_captured_attention_follows_what_lengths_and_pages_become(
     name: str, shape: tuple[int, int, int]

@@ -37,6 +37,8 @@ CASES: list[dict[str, Any]] = [
         ("triton", False, False, 1),
         ("triton", True, True, 4),
         ("fa3,triton", True, True, 64),
+        ("fa3,cuda", True, True, 64),
+        ("fa3,cuda", True, False, 16),
         ("flashinfer,triton", True, False, 16),
         ("grouped", False, True, 16),
         ("torch", False, False, 16),
