@@ -56,11 +56,12 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
         machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
         _has_many_kernels(machine)  # kernel/many.py asks once more, and does without
         machine = machine._replace(megakernels=_has_megakernels(wanted, machine))
+        machine = machine._replace(decode_kernels=_has_decode_kernels(wanted, machine))
         if described.packing is not None:
             machine = machine._replace(marlin_kernels=_has_marlin_kernels(wanted, machine))
     final = resolve(wanted, machine, os.environ, described.facts())
     if final.device == "cuda" and wanted.attention == "auto":
-        _log.info(gpu_attention(final.dtype, machine, described.facts())[1])
+        _log.info(gpu_attention(final, machine, described.facts())[1])
     if final.device == "cuda" and described.packing and wanted.quantization in (None, "auto"):
         why = no_marlin(final.device, final.dtype, machine) or "products on tensor cores"
         _log.info(f"weights of four bits: quantization {final.quantization!r} ({why})")
@@ -141,6 +142,14 @@ def _has_megakernels(wanted: EngineConfig, machine: Hardware) -> bool:
         return False
     instead = "a token's layers are kernels of their own"
     return _compiles("megakernel.cu", machine, instead, "megakernel=False")
+
+
+def _has_decode_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
+    """Likewise those for attention in decode steps."""
+    asked = wanted.attention == "auto" or wanted.attention.endswith(",cuda")
+    if not asked or wanted.dtype == "float32" or machine.capability < BULK_COPIES:
+        return False
+    return _compiles("decode.cu", machine, "Triton's compute instead", "attention='fa3,triton'")
 
 
 def _compiles(source: str, machine: Hardware, instead: str, choice: str) -> bool:

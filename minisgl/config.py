@@ -19,6 +19,7 @@ ON_GPUS: Final = (
     "fa3,flashinfer",
     "fa3,triton",
     "fa3,cuda",
+    "flashinfer,cuda",
     "flashinfer,triton",
 )
 
@@ -65,7 +66,7 @@ class EngineConfig:
         AUTO,
         "attention backend: native is C++, grouped is torch, torch is the slow oracle; on a GPU "
         "fa3 (FlashAttention 3), flashinfer, triton (our own), or one for prompts and another for "
-        "decode steps, as in fa3,triton",
+        "decode steps, as in fa3,triton and fa3,cuda (our own)",
         (AUTO, "torch", "grouped", "native", *ON_GPUS),
     )
     kernels: str = _option(

@@ -25,6 +25,7 @@ _TABLES: Final[dict[str, dict[str, str]]] = {
         "fa3,flashinfer": "minisgl.attention.hybrid:fa3_flashinfer",
         "fa3,triton": "minisgl.attention.hybrid:fa3_triton",
         "fa3,cuda": "minisgl.attention.hybrid:fa3_cuda",
+        "flashinfer,cuda": "minisgl.attention.hybrid:flashinfer_cuda",
         "flashinfer,triton": "minisgl.attention.hybrid:flashinfer_triton",
         "triton": "minisgl.attention.triton:TritonAttention",
     },

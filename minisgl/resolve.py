@@ -10,7 +10,14 @@ from typing import Final, NamedTuple
 
 from minisgl.config import AUTO, ON_GPUS, EngineConfig
 
-_GPU_ORDER: Final = ("fa3,triton", "flashinfer,triton", "triton", "flashinfer")
+_GPU_ORDER: Final = (
+    "fa3,cuda",
+    "fa3,triton",
+    "flashinfer,cuda",
+    "flashinfer,triton",
+    "triton",
+    "flashinfer",
+)
 _GPU_RESERVE = 4 << 30  # bytes left to activations, logits, graphs and libraries, or a tenth
 _GRAPH_ROWS = 256
 _KV_MEMORY_SHARE = 4  # a quarter of what is free holds KV pages at most
@@ -20,6 +27,9 @@ TENSOR_CORES: Final = (8, 0)  # capability of the GPUs that csrc/tensor_core.cuh
 BULK_COPIES: Final = (9, 0)  # ... and csrc/bulk.cuh
 WARPGROUPS: Final = (9, 0)  # ... and csrc/warpgroup.cuh, no later one
 _FOUR_BITS: Final = ("awq", "awq_marlin")
+_MOST_GROUP: Final = 8  # query heads of a key head that csrc/decode.cuh takes
+_TILE: Final = 16  # ... and positions of a page that it copies at once
+_MOST_ROWS: Final = 4096  # ... and rows whose lengths it has room for
 _SMALL_MODEL = 50_000_000  # parameters; below it a second thread costs more than it gives
 
 
@@ -34,6 +44,7 @@ class Hardware(NamedTuple):
     cuda_kernels: bool = False  # likewise the CUDA kernels
     marlin_kernels: bool = False  # likewise those for weights of four bits
     megakernels: bool = False  # likewise those that compute all layers of a token
+    decode_kernels: bool = False  # likewise those that attend in decode steps
     capability: tuple[int, int] = (0, 0)  # the first GPU's compute capability
     packages: frozenset[str] = frozenset()  # of flashinfer, sgl_kernel, triton: what is installed
 
@@ -199,8 +210,8 @@ def _with_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -
 def _with_gpu_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> EngineConfig:
     out = config
     if out.attention == AUTO:
-        out = out.but(attention=gpu_attention(out.dtype, hardware, model)[0])
-    elif (why := _cannot(out.attention, out.dtype, hardware, model)) is not None:
+        out = out.but(attention=gpu_attention(out, hardware, model)[0])
+    elif (why := _cannot(out.attention, out, hardware, model)) is not None:
         raise ValueError(f"attention={out.attention!r} was asked; {why}; use attention='auto'")
     if out.kernels == "cuda" and not hardware.cuda_kernels:
         raise ValueError(
@@ -237,7 +248,7 @@ def no_megakernel(config: EngineConfig, hardware: Hardware) -> str | None:
     return None
 
 
-def gpu_attention(dtype: str, hardware: Hardware, model: ModelFacts) -> tuple[str, str]:
+def gpu_attention(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> tuple[str, str]:
     """The attention backend that "auto" takes on a GPU, and why, as a sentence.
 
     The order is that of measurements (minisgl/bench/RESULTS.md); what cannot compute the model is
@@ -245,7 +256,7 @@ def gpu_attention(dtype: str, hardware: Hardware, model: ModelFacts) -> tuple[st
     """
     reasons = list[str]()
     for name in _GPU_ORDER:
-        why = _cannot(name, dtype, hardware, model)
+        why = _cannot(name, config, hardware, model)
         if why is None:
             after = f" ({'; '.join(reasons)})" if reasons else ""
             return name, f"attention {name!r}: the fastest measured of those that can{after}"
@@ -253,28 +264,47 @@ def gpu_attention(dtype: str, hardware: Hardware, model: ModelFacts) -> tuple[st
     return "grouped", f"attention 'grouped', torch's own: {'; '.join(reasons)}"
 
 
-def _cannot(name: str, dtype: str, hardware: Hardware, model: ModelFacts) -> str | None:
+def _cannot(name: str, config: EngineConfig, hardware: Hardware, model: ModelFacts) -> str | None:
     """Why a backend cannot compute this model on this GPU; None if it can."""
     if name not in ON_GPUS:
         return None
     for part in name.split(","):
+        if part == "cuda":
+            if (why := _no_decode_kernels(config, hardware, model)) is not None:
+                return why
+            continue
         package = {"fa3": "sgl_kernel"}.get(part, part)
-        if part != "cuda" and package not in hardware.packages:
+        if package not in hardware.packages:
             return f"the package {package} is not installed"
         if part == "triton":
             continue
-        if part == "cuda" and hardware.capability < BULK_COPIES:
-            return f"its kernel needs compute capability {BULK_COPIES}, not {hardware.capability}"
-        if part == "cuda" and model.num_heads > 8 * model.num_kv_heads:
-            return "its kernel takes up to 8 query heads a key head"
-        if dtype != "bfloat16":
-            return f"{part} was checked in bfloat16 alone, this is {dtype}"
+        if config.dtype != "bfloat16":
+            return f"{part} was checked in bfloat16 alone, this is {config.dtype}"
         if part == "fa3" and hardware.capability[0] != 9:
             return f"fa3 needs compute capability 9.x, this GPU has {hardware.capability}"
         if model.head_dim not in (64, 128):
             return f"{part} has heads of 64 and 128, the model's have {model.head_dim}"
         if part == "flashinfer" and model.windowed:
             return "flashinfer's kernels for sliding windows are not built here"
+    return None
+
+
+def _no_decode_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> str | None:
+    """Why csrc/decode.cuh cannot attend in this model's decode steps; None if it can."""
+    if hardware.capability < BULK_COPIES:
+        return f"its kernel needs compute capability {BULK_COPIES}, not {hardware.capability}"
+    if config.dtype not in ("float16", "bfloat16"):
+        return f"its kernel computes in float16 and bfloat16, not in {config.dtype}"
+    if model.head_dim not in (64, 128):
+        return f"its kernel has heads of 64 and 128, the model's have {model.head_dim}"
+    if model.num_heads > _MOST_GROUP * model.num_kv_heads:
+        return f"its kernel takes up to {_MOST_GROUP} query heads a key head"
+    if config.page_size % _TILE:
+        return f"its kernel takes pages of a multiple of {_TILE}, not of {config.page_size}"
+    if isinstance(config.max_running, int) and config.max_running > _MOST_ROWS:
+        return f"its kernel takes up to {_MOST_ROWS} rows, not {config.max_running}"
+    if not hardware.decode_kernels:
+        return "its kernel needs nvcc and the package apache-tvm-ffi"
     return None
 
 

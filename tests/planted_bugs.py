@@ -35,6 +35,7 @@ DECODER, DECODES = "minisgl/models/decoder.py", ("tests/models/test_decoder.py",
 MEGAKERNEL = "minisgl/kernel/megakernel.py"
 MARLIN, EMULATED = "minisgl/kernel/csrc/marlin.cuh", ("tests/kernel/test_marlin.py",)
 MANY, MANY_TOKENS = "minisgl/kernel/csrc/many.cuh", ("tests/kernel/test_many.py",)
+DECODE, DECODE_STEPS = "minisgl/kernel/csrc/decode.cuh", ("tests/kernel/test_decode.py",)
 MEGA, ONE_TOKEN = "minisgl/kernel/csrc/megakernel.cuh", ("tests/kernel/test_megakernel.py",)
 RADIX, PAGES = "minisgl/kvcache/radix.py", "minisgl/kvcache/pages.py"
 RANKS = "minisgl/executor/ranks.py"
@@ -656,6 +657,34 @@ BUGS += [
         "meet();  // sums of the product before this are used",
         "",
         ONE_TOKEN,
+    ),
+    Bug(
+        "decode attention multiplies what lies behind a row by 0",
+        DECODE,
+        "clear_behind(stage, of_.ends[row_] - position);",
+        "",
+        DECODE_STEPS,
+    ),
+    Bug(
+        "decode attention's pages are fetched over those that are read",
+        DECODE,
+        "wait_for(empty + stage, turn);",
+        "",
+        DECODE_STEPS,
+    ),
+    Bug(
+        "decode attention's parts of two rows have one place",
+        DECODE,
+        "2 * of_.share + (of_.begin <= first)",
+        "2 * of_.share",
+        DECODE_STEPS,
+    ),
+    Bug(
+        "decode attention forgets the window in a row's first tile",
+        DECODE,
+        "step_.window > 0 && tile == of_.first[row_]",
+        "false",
+        DECODE_STEPS,
     ),
     Bug(
         "chunks of many tokens are fetched over what is still multiplied",

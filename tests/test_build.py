@@ -12,6 +12,7 @@ import pytest
 
 from minisgl.build import (
     _has_cuda_kernels,
+    _has_decode_kernels,
     _has_many_kernels,
     _has_marlin_kernels,
     _has_megakernels,
@@ -59,8 +60,14 @@ def broken_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             "a token's layers are kernels of their own",
             "megakernel=False",
         ),
+        (
+            _has_decode_kernels,
+            "decode.cu",
+            "Triton's compute instead",
+            "attention='fa3,triton'",
+        ),
     ],
-    ids=["cuda", "many", "marlin", "megakernel"],
+    ids=["cuda", "many", "marlin", "megakernel", "decode"],
 )
 def test_kernels_that_cannot_be_compiled_are_done_without_and_one_warning_says_why(
     broken_compiler: None, has: Has, source: str, instead: str, choice: str

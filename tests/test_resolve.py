@@ -122,12 +122,14 @@ def test_the_cores_are_shared_among_the_ranks() -> None:
 
 
 GPU_PACKAGES = frozenset({"flashinfer", "sgl_kernel", "triton"})
-H200 = SERVER._replace(capability=(9, 0), packages=GPU_PACKAGES, cuda_kernels=True)
+H200 = SERVER._replace(
+    capability=(9, 0), packages=GPU_PACKAGES, cuda_kernels=True, decode_kernels=True
+)
 
 
 def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
     config = resolved(H200, LARGE)
-    assert (config.attention, config.kernels, config.cuda_graph) == ("fa3,triton", "cuda", True)
+    assert (config.attention, config.kernels, config.cuda_graph) == ("fa3,cuda", "cuda", True)
     assert config.graph_rows == config.max_running == 256
     config = resolved(H200, LARGE, cuda_graph=False, max_running=40)
     assert (config.cuda_graph, config.graph_rows) == (False, 40)
@@ -136,7 +138,21 @@ def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
 @pytest.mark.parametrize(
     ("hardware", "model", "dtype", "name", "says"),
     [
-        (H200, LARGE, "bfloat16", "fa3,triton", "fastest measured"),
+        (H200, LARGE, "bfloat16", "fa3,cuda", "fastest measured"),
+        (
+            H200._replace(decode_kernels=False),
+            LARGE,
+            "bfloat16",
+            "fa3,triton",
+            "not fa3,cuda: its kernel needs nvcc",
+        ),
+        (
+            H200,
+            LARGE._replace(num_heads=36, num_kv_heads=4),
+            "bfloat16",
+            "fa3,triton",
+            "up to 8 query heads",
+        ),
         (
             H200._replace(capability=(8, 0)),
             LARGE,
@@ -159,7 +175,7 @@ def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
 def test_auto_attention_on_a_gpu_says_what_and_why(
     hardware: Hardware, model: ModelFacts, dtype: str, name: str, says: str
 ) -> None:
-    chosen, why = gpu_attention(dtype, hardware, model)
+    chosen, why = gpu_attention(EngineConfig(dtype=dtype), hardware, model)
     assert chosen == name and repr(name) in why
     assert re.search(says, why)
     assert resolved(hardware, model, dtype=dtype).attention == name

@@ -54,6 +54,11 @@ def fa3_cuda(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
     return HybridAttention(FlashAttention(pool, windows), CudaAttention(pool, windows))
 
 
+def flashinfer_cuda(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
+    """FlashInfer, then our own in CUDA."""
+    return HybridAttention(FlashInferAttention(pool, windows), CudaAttention(pool, windows))
+
+
 def flashinfer_triton(pool: Pool, windows: Sequence[int | None]) -> HybridAttention:
     """FlashInfer, then our own."""
     return HybridAttention(FlashInferAttention(pool, windows), TritonAttention(pool, windows))
