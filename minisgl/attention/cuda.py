@@ -29,12 +29,13 @@ class CudaAttention:
         self._attend, self._most_shares = module["attend"], module["shares"]
         self._pool, self._windows = pool, windows
         keys = pool.keys[0]
-        most = int(self._most_shares(keys, 1)) * keys.shape[2]
-        if most == 0:
+        if int(self._most_shares(keys, 1)) == 0:
             raise ValueError(
                 f"decode attention in CUDA takes heads of 64 and 128 on pages of a multiple of 16 "
                 f"positions; here are heads of {keys.shape[3]} on pages of {keys.shape[1]}"
             )
+        processors = torch.cuda.get_device_properties(keys.device).multi_processor_count
+        most = processors * keys.shape[2]
         self._arrived = torch.zeros(most, dtype=torch.int32, device=keys.device)
         self._shares = dict[int, int]()  # by the number of rows
         self._now: tuple[Meta, DeviceMeta] | None = None

@@ -29,9 +29,10 @@ void with_sizes(DLDataType type, int64_t dim, F run) {
     }
 }
 
-// Key heads of a block, as many as there are warps for; at least two need a block.
-int heads_of(int64_t kv_heads) {
-    int heads = decode::kMostHeads;
+// Key heads of a block. Few rows are cut into fewer shares, each of fewer heads, so that less has
+// to be merged.
+int heads_of(int64_t kv_heads, int64_t rows) {
+    int heads = rows <= 8 ? 2 : rows <= 64 ? 4 : decode::kMostHeads;
     while (kv_heads % heads != 0) --heads;
     return heads;
 }
@@ -48,7 +49,7 @@ int stages_of(int heads, int64_t dim, int64_t rows, int device) {
 // The most shares that all keys of a key head may be cut into; 0: not for such keys or so many
 // rows. keys: as for attend.
 int64_t shares(TensorView keys, int64_t rows) {
-    const int device = keys.device().device_id, heads = heads_of(keys.size(2));
+    const int device = keys.device().device_id, heads = heads_of(keys.size(2), rows);
     const int64_t size = keys.size(1), dim = keys.size(3);
     if (size % decode::kKeys != 0 || (dim != 64 && dim != 128)) return 0;
     if (stages_of(heads, dim, rows, device) == 0) return 0;
@@ -79,7 +80,7 @@ void attend(TensorView q, TensorView keys, TensorView values, TensorView pages, 
     with_sizes(q.dtype(), dim, [&](auto number, auto kernel) {
         using T = decltype(number);
         decode::Step<T> step = {};
-        step.heads = heads_of(kv_heads);
+        step.heads = heads_of(kv_heads, rows);
         step.stages = stages_of(step.heads, dim, rows, q.device().device_id);
         TVM_FFI_ICHECK(step.stages > 0) << "too little shared memory for " << rows << " rows";
         const int boxes = step.heads * static_cast<int>(dim / 64);

@@ -18,6 +18,7 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "boxes.cuh"
 #include "rows.cuh"
@@ -331,7 +332,9 @@ class Worker {
         auto line_of = [&](int share) {
             return static_cast<int64_t>(2 * share + (share == from)) * heads + head;
         };
-        float best = -INFINITY, total = 0.0f, sums[kDim / kWarp] = {};
+        constexpr int kOwn = kDim / kWarp;  // numbers of a lane
+        using Own = std::conditional_t<kOwn == 4, float4, float2>;
+        float best = -INFINITY, total = 0.0f, sums[kOwn] = {};
         for (int share = from + lane_; share <= to; share += kWarp) {
             best = fmaxf(best, __ldcg(step_.sums + line_of(share)));
         }
@@ -339,19 +342,22 @@ class Worker {
         for (int other = 1; other < kWarp; other *= 2) {
             best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, other));
         }
-#pragma unroll 4
+#pragma unroll 8
         for (int share = from; share <= to; ++share) {
             const int64_t line = line_of(share);
             const float weight = exp2_near(__ldcg(step_.sums + line) - best);
+            const Own part =
+                __ldcg(reinterpret_cast<const Own*>(step_.parts + line * kDim) + lane_);
             total += weight;
 #pragma unroll
-            for (int j = 0; j < kDim / kWarp; ++j) {
-                sums[j] += __ldcg(step_.parts + line * kDim + j * kWarp + lane_) * weight;
-            }
+            for (int j = 0; j < kOwn; ++j) sums[j] += (&part.x)[j] * weight;
         }
-        T* const out = step_.out + (static_cast<int64_t>(row_) * heads + head) * kDim + lane_;
+        T* const out =
+            step_.out + (static_cast<int64_t>(row_) * heads + head) * kDim + lane_ * kOwn;
 #pragma unroll
-        for (int j = 0; j < kDim / kWarp; ++j) out[j * kWarp] = from_float<T>(sums[j] / total);
+        for (int j = 0; j < kOwn; j += 2) {
+            *reinterpret_cast<uint32_t*>(out + j) = pair<T>(sums[j] / total, sums[j + 1] / total);
+        }
     }
 };
 

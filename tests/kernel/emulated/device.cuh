@@ -292,6 +292,12 @@ inline int arrive(int* at) {
 inline float __ldcg(const float* at) {
     return emulated::known(at, 4) ? *at : NAN;
 }
+inline float2 __ldcg(const float2* at) {
+    return emulated::known(at, 8) ? *at : float2{NAN, NAN};
+}
+inline float4 __ldcg(const float4* at) {
+    return emulated::known(at, 16) ? *at : float4{NAN, NAN, NAN, NAN};
+}
 inline uint4 __ldcg(const uint4* at) {
     return emulated::known(at, 16) ? *at : uint4{~0u, ~0u, ~0u, ~0u};
 }
