@@ -680,6 +680,13 @@ BUGS += [
         DECODE_STEPS,
     ),
     Bug(
+        "decode attention's parts are merged twice where they are few",
+        DECODE,
+        "const bool there = begin + at <= to;",
+        "const bool there = true;",
+        DECODE_STEPS,
+    ),
+    Bug(
         "decode attention forgets the window in a row's first tile",
         DECODE,
         "step_.window > 0 && tile == of_.first[row_]",

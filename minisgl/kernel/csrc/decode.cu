@@ -32,15 +32,16 @@ void with_sizes(DLDataType type, int64_t dim, F run) {
 // Key heads of a block. Few rows are cut into fewer shares, each of fewer heads, so that less has
 // to be merged.
 int heads_of(int64_t kv_heads, int64_t rows) {
-    int heads = rows <= 8 ? 2 : rows <= 64 ? 4 : decode::kMostHeads;
+    int heads = rows <= 4 ? 2 : rows <= 64 ? 4 : decode::kMostHeads;
     while (kv_heads % heads != 0) --heads;
     return heads;
 }
 
-// Tiles that are there or on their way; 0: not even three fit.
+// Tiles that are there or on their way, two at least; 0: not even they fit.
 int stages_of(int heads, int64_t dim, int64_t rows, int device) {
-    for (int stages = decode::kMostStages; stages >= 3; --stages) {
+    for (int stages = decode::kMostStages; stages >= 2; --stages) {
         const decode::Places at(heads, static_cast<int>(dim), stages, static_cast<int>(rows));
+        if (stages > 2 && at.full > decode::kRing) continue;
         if (at.end <= shared_limits(device).block) return stages;
     }
     return 0;

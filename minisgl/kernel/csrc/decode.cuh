@@ -30,6 +30,7 @@ constexpr int kMostGroup = 8;   // query heads of a key head
 constexpr int kMostHeads = 8;   // key heads of a block
 constexpr int kLeastTiles = 2;  // of a share, for every share costs a part
 constexpr int kMostStages = 8;
+constexpr int kRing = 128 << 10;  // bytes of tiles, at most: the kernels around this need some, too
 constexpr int kBox = kKeys * 128;  // bytes: a tile's keys, 64 numbers of them
 
 template <typename T>
@@ -323,40 +324,71 @@ class Worker {
         if (lane_ == 0) before = arrive(sign);
         if (from_lane(before, 0) < to - from) return;
         if (lane_ == 0) *sign = 0;
-        for (int i = 0; i < group; ++i) merge(from, to, head_ * group + i);
+        if (group <= 2) {
+            merge<2, 8>(from, to, 0);
+        } else {
+            for (int i = 0; i < group; i += 4) merge<4, 4>(from, to, i);
+        }
     }
 
-    // One head of the parts of a row that shares `from` to `to` have left.
-    __device__ void merge(int from, int to, int head) {
-        const int heads = step_.kv_heads * step_.group;
-        auto line_of = [&](int share) {
-            return static_cast<int64_t>(2 * share + (share == from)) * heads + head;
-        };
+    // The parts of a row that shares `from` to `to` have left, of some query heads. Waiting for
+    // numbers is what takes time here, so many are asked for before one is used.
+    template <int kHeads, int kAtOnce>
+    __device__ void merge(int from, int to, int first) {
         constexpr int kOwn = kDim / kWarp;  // numbers of a lane
         using Own = std::conditional_t<kOwn == 4, float4, float2>;
-        float best = -INFINITY, total = 0.0f, sums[kOwn] = {};
-        for (int share = from + lane_; share <= to; share += kWarp) {
-            best = fmaxf(best, __ldcg(step_.sums + line_of(share)));
+        const int group = step_.group, heads = step_.kv_heads * group;
+        float best[kHeads], total[kHeads], sums[kHeads][kOwn];
+#pragma unroll
+        for (int i = 0; i < kHeads; ++i) {
+            best[i] = -INFINITY, total[i] = 0.0f;
+            for (int j = 0; j < kOwn; ++j) sums[i][j] = 0.0f;
+        }
+        for (int begin = from; begin <= to; begin += kAtOnce) {
+            Own parts[kHeads][kAtOnce];
+            float logarithms[kHeads][kAtOnce];
+#pragma unroll
+            for (int k = 0; k < kHeads * kAtOnce; ++k) {
+                const int i = k / kAtOnce, at = k % kAtOnce;
+                const int share = min(begin + at, to), head = min(first + i, group - 1);
+                const int64_t line = static_cast<int64_t>(2 * share + (share == from)) * heads +
+                                     head_ * group + head;
+                logarithms[i][at] = __ldcg(step_.sums + line);
+                parts[i][at] =
+                    __ldcg(reinterpret_cast<const Own*>(step_.parts + line * kDim) + lane_);
+            }
+#pragma unroll
+            for (int i = 0; i < kHeads; ++i) {
+                float highest = best[i];
+#pragma unroll
+                for (int at = 0; at < kAtOnce; ++at) highest = fmaxf(highest, logarithms[i][at]);
+                const float shrink = exp2_near(best[i] - highest);
+                best[i] = highest, total[i] *= shrink;
+#pragma unroll
+                for (int j = 0; j < kOwn; ++j) sums[i][j] *= shrink;
+#pragma unroll
+                for (int at = 0; at < kAtOnce; ++at) {
+                    const bool there = begin + at <= to;
+                    const float weight = there ? exp2_near(logarithms[i][at] - highest) : 0.0f;
+                    total[i] += weight;
+                    const Own& part = parts[i][at];
+                    sums[i][0] += part.x * weight, sums[i][1] += part.y * weight;
+                    if constexpr (kOwn == 4) {
+                        sums[i][2] += part.z * weight, sums[i][3] += part.w * weight;
+                    }
+                }
+            }
         }
 #pragma unroll
-        for (int other = 1; other < kWarp; other *= 2) {
-            best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, other));
-        }
-#pragma unroll 8
-        for (int share = from; share <= to; ++share) {
-            const int64_t line = line_of(share);
-            const float weight = exp2_near(__ldcg(step_.sums + line) - best);
-            const Own part =
-                __ldcg(reinterpret_cast<const Own*>(step_.parts + line * kDim) + lane_);
-            total += weight;
+        for (int i = 0; i < kHeads; ++i) {
+            if (first + i >= group) continue;
+            const int64_t line = static_cast<int64_t>(row_) * heads + head_ * group + first + i;
+            T* const out = step_.out + line * kDim + lane_ * kOwn;
 #pragma unroll
-            for (int j = 0; j < kOwn; ++j) sums[j] += (&part.x)[j] * weight;
-        }
-        T* const out =
-            step_.out + (static_cast<int64_t>(row_) * heads + head) * kDim + lane_ * kOwn;
-#pragma unroll
-        for (int j = 0; j < kOwn; j += 2) {
-            *reinterpret_cast<uint32_t*>(out + j) = pair<T>(sums[j] / total, sums[j + 1] / total);
+            for (int j = 0; j < kOwn; j += 2) {
+                *reinterpret_cast<uint32_t*>(out + j) =
+                    pair<T>(sums[i][j] / total[i], sums[i][j + 1] / total[i]);
+            }
         }
     }
 };
