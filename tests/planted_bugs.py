@@ -1529,8 +1529,8 @@ BUGS += [
     Bug(
         "a GPU without bulk copies is said to have the kernel for all layers",
         "minisgl/resolve.py",
-        "if hardware.capability < BULK_COPIES:\n        return f\"it needs",
-        "if hardware.capability < TENSOR_CORES:\n        return f\"it needs",
+        'if hardware.capability < BULK_COPIES:\n        return f"it needs',
+        'if hardware.capability < TENSOR_CORES:\n        return f"it needs',
         ("tests/test_resolve.py",),
     ),
     Bug(

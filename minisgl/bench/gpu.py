@@ -154,6 +154,7 @@ _ARMS: Final[tuple[dict[str, dict[str, Any]], ...]] = (
         "kernels torch": {"kernels": "torch"},
     },
     {
+        "fa3,triton": {"attention": "fa3,triton"},
         "flashinfer": {"attention": "flashinfer"},
         "fa3,flashinfer": {"attention": "fa3,flashinfer"},
         "fa3": {"attention": "fa3"},

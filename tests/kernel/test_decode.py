@@ -30,7 +30,9 @@ def attention(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Te
 
 @settings(max_examples=30, deadline=None)
 @given(
-    ends=st.lists(st.integers(1, 200) | st.sampled_from([1, 16, 17, 64, 640]), min_size=1, max_size=6),
+    ends=st.lists(
+        st.integers(1, 200) | st.sampled_from([1, 16, 17, 64, 640]), min_size=1, max_size=6
+    ),
     page_size=st.sampled_from([16, 32, 64]),
     heads=st.sampled_from([(1, 1), (8, 1), (6, 2), (15, 3), (8, 4), (9, 9)]),
     dim=st.sampled_from([64, 128]),
