@@ -54,18 +54,16 @@ def run(
     lines: list[Line] = []
     about = machine_line()
     yield about
-    try:
-        for part in parts or PARTS:
-            yield f"\n{part}"
-            measure = partial(serving, others=others) if part == "serving" else PARTS[part]
-            for line in measure(quick):
-                lines.append({"part": part} | line)
-                yield _text(line)
-    finally:  # an interrupted run keeps what it has
-        if to is not None:
-            to.write_text(json.dumps({"about": about, "lines": lines}, indent=1))
-        if figures is not None:
-            table.write(figures, lines, date.today())
+    for part in parts or PARTS:
+        yield f"\n{part}"
+        measure = partial(serving, others=others) if part == "serving" else PARTS[part]
+        for line in measure(quick):
+            lines.append({"part": part} | line)
+            if to is not None:  # after every line: a run of minutes may be killed
+                to.write_text(json.dumps({"about": about, "lines": lines}, indent=1))
+            if figures is not None and part in table.PARTS:
+                table.write(figures, lines, date.today())
+            yield _text(line)
     for written in (to, figures):
         if written is not None:
             yield f"\nwritten: {written}"

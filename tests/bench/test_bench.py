@@ -69,14 +69,13 @@ def test_a_table_is_of_a_gpu(tmp_path: Path) -> None:
         list(report.run(("gpu",), figures=tmp_path / "no" / "gpu.csv"))
 
 
-def test_an_interrupted_run_keeps_what_it_has(
+def test_a_run_that_is_killed_leaves_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = {"gpu": "X", "torch": "2"}
     monkeypatch.setitem(report.PARTS, "gpu", lambda _: iter([gpu, {"what": "never"}]))
     run = report.run(("gpu",), to=tmp_path / "a.json", figures=tmp_path / "a.csv")
     assert [next(run) for _ in range(3)][2] == "X  2"
-    run.close()
     assert json.loads((tmp_path / "a.json").read_text())["lines"] == [{"part": "gpu"} | gpu]
     assert (tmp_path / "a.csv").read_text().startswith("# One X, ")
 
