@@ -134,9 +134,9 @@ def test_machine_and_date_stand_with_every_figure() -> None:
         stored.plot_offline(),
     ):
         assert label() in picture.alt and "RESULTS.md" not in picture.alt
-    assert "graphs off: 1: 1.62 (1.52 to 2.45), 64: 4.12" in stored.plot_toggles("graphs off").alt
-    assert "256: 18.3 ms (17.9 to 18.6), 65% of the limit" in stored.plot_decode().alt
-    assert "Qwen3-8B: prompts 3.3 s, decodes 10.2 s, idle 0.125 s" in stored.plot_offline().alt
+    assert "graphs off: 1: 1.4 (1.33 to 1.63), 64: 2.79" in stored.plot_toggles("graphs off").alt
+    assert "256: 17.9 ms (17.5 to 18.1), 66% of the limit" in stored.plot_decode().alt
+    assert "Qwen3-8B: prompts 3.31 s, decodes 9.9 s, idle 0.0429 s" in stored.plot_offline().alt
     assert len(stored.to_frame()) == len(measured())
     four_bits = stored.plot_four_bits().alt
     assert four_bits is not None and label(table.H200_AWQ) in four_bits
