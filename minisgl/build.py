@@ -21,6 +21,7 @@ from minisgl.resolve import (
     WARPGROUPS,
     Hardware,
     gpu_attention,
+    may_take_decode_kernels,
     no_marlin,
     resolve,
 )
@@ -56,7 +57,8 @@ def load(model: str | Path = "tiny", config: EngineConfig | None = None, **toggl
         machine = machine._replace(cuda_kernels=_has_cuda_kernels(wanted, machine))
         _has_many_kernels(machine)  # kernel/many.py asks once more, and does without
         machine = machine._replace(megakernels=_has_megakernels(wanted, machine))
-        machine = machine._replace(decode_kernels=_has_decode_kernels(wanted, machine))
+        if may_take_decode_kernels(wanted, machine, described.facts()):
+            machine = machine._replace(decode_kernels=_has_decode_kernels(machine))
         if described.packing is not None:
             machine = machine._replace(marlin_kernels=_has_marlin_kernels(wanted, machine))
     final = resolve(wanted, machine, os.environ, described.facts())
@@ -144,12 +146,11 @@ def _has_megakernels(wanted: EngineConfig, machine: Hardware) -> bool:
     return _compiles("megakernel.cu", machine, instead, "megakernel=False")
 
 
-def _has_decode_kernels(wanted: EngineConfig, machine: Hardware) -> bool:
+def _has_decode_kernels(machine: Hardware) -> bool:
     """Likewise those for attention in decode steps."""
-    asked = wanted.attention == "auto" or wanted.attention.endswith(",cuda")
-    if not asked or wanted.dtype == "float32" or machine.capability < BULK_COPIES:
-        return False
-    return _compiles("decode.cu", machine, "Triton's compute instead", "attention='fa3,triton'")
+    prompts = "fa3" if "sgl_kernel" in machine.packages else "flashinfer"
+    choice = f"attention='{prompts},triton'"
+    return _compiles("decode.cu", machine, "Triton's compute instead", choice)
 
 
 def _compiles(source: str, machine: Hardware, instead: str, choice: str) -> bool:

@@ -66,7 +66,7 @@ class EngineConfig:
         AUTO,
         "attention backend: native is C++, grouped is torch, torch is the slow oracle; on a GPU "
         "fa3 (FlashAttention 3), flashinfer, triton (our own), or one for prompts and another for "
-        "decode steps, as in fa3,triton and fa3,cuda (our own)",
+        "decode steps, as in fa3,triton and fa3,cuda (cuda, our own, too, is for these alone)",
         (AUTO, "torch", "grouped", "native", *ON_GPUS),
     )
     kernels: str = _option(

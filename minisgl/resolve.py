@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from minisgl.config import AUTO, ON_GPUS, EngineConfig
 
-_GPU_ORDER: Final = (
+_GPU_ORDER: Final = (  # as measured; flashinfer,cuda by its parts
     "fa3,cuda",
     "fa3,triton",
     "flashinfer,cuda",
@@ -251,8 +251,8 @@ def no_megakernel(config: EngineConfig, hardware: Hardware) -> str | None:
 def gpu_attention(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> tuple[str, str]:
     """The attention backend that "auto" takes on a GPU, and why, as a sentence.
 
-    The order is that of measurements (minisgl/bench/RESULTS.md); what cannot compute the model is
-    left out, with its reason.
+    The order is that of measurements with 16 requests and more (minisgl/bench/RESULTS.md); what
+    cannot compute the model is left out, with its reason.
     """
     reasons = list[str]()
     for name in _GPU_ORDER:
@@ -289,6 +289,17 @@ def _cannot(name: str, config: EngineConfig, hardware: Hardware, model: ModelFac
     return None
 
 
+def may_take_decode_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> bool:
+    """Whether an attention backend that was asked for, or "auto", has a use for csrc/decode.cuh."""
+    able = hardware._replace(decode_kernels=True)
+    wanted = config.but(dtype="bfloat16") if config.dtype == AUTO else config
+    return any(
+        _cannot(name, wanted, able, model) is None
+        for name in ON_GPUS
+        if name.endswith(",cuda") and config.attention in (AUTO, name)
+    )
+
+
 def _no_decode_kernels(config: EngineConfig, hardware: Hardware, model: ModelFacts) -> str | None:
     """Why csrc/decode.cuh cannot attend in this model's decode steps; None if it can."""
     if hardware.capability < BULK_COPIES:
@@ -298,7 +309,8 @@ def _no_decode_kernels(config: EngineConfig, hardware: Hardware, model: ModelFac
     if model.head_dim not in (64, 128):
         return f"its kernel has heads of 64 and 128, the model's have {model.head_dim}"
     if model.num_heads > _MOST_GROUP * model.num_kv_heads:
-        return f"its kernel takes up to {_MOST_GROUP} query heads a key head"
+        heads = f"{model.num_heads} for {model.num_kv_heads}"
+        return f"its kernel takes up to {_MOST_GROUP} query heads a key head, the model has {heads}"
     if config.page_size % _TILE:
         return f"its kernel takes pages of a multiple of {_TILE}, not of {config.page_size}"
     if isinstance(config.max_running, int) and config.max_running > _MOST_ROWS:

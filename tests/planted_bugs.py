@@ -673,6 +673,20 @@ BUGS += [
         DECODE_STEPS,
     ),
     Bug(
+        "decode attention fetches the newest key before it is stored",
+        DECODE,
+        "if (last && !waited) {",
+        "if (false) {",
+        DECODE_STEPS,
+    ),
+    Bug(
+        "decode attention of many rows and heads asks for more memory than a block has",
+        "minisgl/kernel/csrc/decode.cu",
+        "if (at.end <= shared_limits(device).block) return",
+        "return",
+        DECODE_STEPS,
+    ),
+    Bug(
         "decode attention's parts of two rows have one place",
         DECODE,
         "2 * of_.share + (of_.begin <= first)",

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from minisgl.config import EngineConfig
-from minisgl.resolve import Hardware, ModelFacts, gpu_attention, no_megakernel, resolve
+from minisgl.resolve import (
+    Hardware,
+    ModelFacts,
+    gpu_attention,
+    may_take_decode_kernels,
+    no_megakernel,
+    resolve,
+)
 
 LAPTOP = Hardware(cores=4, memory=8 << 30)
 SERVER = Hardware(cores=16, memory=128 << 30, gpus=("H200",), gpu_memory=140 << 30)
@@ -151,7 +158,14 @@ def test_a_gpu_computes_with_compiled_kernels_and_recorded_steps() -> None:
             LARGE._replace(num_heads=36, num_kv_heads=4),
             "bfloat16",
             "fa3,triton",
-            "up to 8 query heads",
+            "up to 8 query heads a key head, the model has 36 for 4",
+        ),
+        (
+            H200._replace(packages=frozenset({"flashinfer", "triton"})),
+            LARGE,
+            "bfloat16",
+            "flashinfer,cuda",
+            "the package sgl_kernel is not installed",
         ),
         (
             H200._replace(capability=(8, 0)),
@@ -182,6 +196,26 @@ def test_auto_attention_on_a_gpu_says_what_and_why(
 
 
 @pytest.mark.parametrize(
+    ("changes", "toggles", "may"),
+    [
+        ({}, {}, True),
+        ({}, {"attention": "flashinfer,cuda"}, True),
+        ({}, {"attention": "fa3,triton"}, False),
+        ({}, {"dtype": "float32"}, False),
+        ({}, {"page_size": 8}, False),
+        ({"capability": (8, 9)}, {}, False),
+        ({"packages": frozenset({"triton"})}, {}, False),  # nothing for prompts
+    ],
+    ids=str,
+)
+def test_kernels_for_decode_steps_are_compiled_for_those_who_may_take_them(
+    changes: dict[str, Any], toggles: dict[str, Any], may: bool
+) -> None:
+    hardware = H200._replace(decode_kernels=False)._replace(**changes)
+    assert may_take_decode_kernels(EngineConfig(**toggles), hardware, LARGE) == may
+
+
+@pytest.mark.parametrize(
     ("hardware", "toggles", "says"),
     [
         (LAPTOP, {"attention": "fa3"}, "attention='fa3' was asked; it needs an NVIDIA GPU"),
@@ -191,6 +225,13 @@ def test_auto_attention_on_a_gpu_says_what_and_why(
         (SERVER, {"attention": "fa3"}, "the package sgl_kernel is not installed"),
         (SERVER, {"kernels": "cuda"}, "they need nvcc and the package apache-tvm-ffi"),
         (H200, {"attention": "grouped", "cuda_graph": True}, "'grouped' cannot be recorded"),
+        (H200, {"attention": "fa3,cuda", "page_size": 8}, "pages of a multiple of 16, not of 8;"),
+        (H200, {"attention": "fa3,cuda", "max_running": 5000}, "up to 4096 rows, not 5000; use"),
+        (
+            H200._replace(decode_kernels=False),
+            {"attention": "fa3,cuda"},
+            "attention='fa3,cuda' was asked; its kernel needs nvcc",
+        ),
     ],
 )
 def test_what_the_machine_cannot_have_is_an_error_with_the_way_out(

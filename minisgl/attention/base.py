@@ -113,6 +113,18 @@ class Paged(NamedTuple):
 Replan = Callable[[Ints], None]
 
 
+def no_plan(ends: Ints) -> None:
+    """A ``Replan`` of kernels that read all lengths on the device."""
+
+
+def equal_shares(most: int, rows: int) -> int:
+    """Into how many shares to cut the keys of all rows: as many as fit, or a few less, so that rows
+    of the same length are not cut across.
+    """
+    even = most - most % rows
+    return even if even >= 0.9 * most else most
+
+
 class Capturable(Attention, Protocol):
     """A backend whose ``attend`` can be captured in a CUDA graph, for rows of one new position."""
 

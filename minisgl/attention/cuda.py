@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import DeviceMeta, Ints, Meta, Pool, Replan, device_meta
+from minisgl.attention.base import (
+    DeviceMeta,
+    Meta,
+    Pool,
+    Replan,
+    device_meta,
+    equal_shares,
+    no_plan,
+)
 from minisgl.kernel.compile import load_cuda
 
 
@@ -21,7 +29,7 @@ class CudaAttention:
     query heads a key head, pages of a multiple of 16 positions. module: where the kernel is
     compiled already.
 
-    Raises kernel.compile.NoKernels, and ValueError for another pool.
+    Raises kernel.compile.NoKernels, and ValueError for another pool and for too many rows.
     """
 
     def __init__(self, pool: Pool, windows: Sequence[int | None], module: Any = None) -> None:
@@ -32,28 +40,32 @@ class CudaAttention:
         if int(self._most_shares(keys, 1)) == 0:
             raise ValueError(
                 f"decode attention in CUDA takes heads of 64 and 128 on pages of a multiple of 16 "
-                f"positions; here are heads of {keys.shape[3]} on pages of {keys.shape[1]}"
+                f"positions; here are heads of {keys.shape[3]} on pages of {keys.shape[1]}; "
+                "use attention='auto'"
             )
-        processors = torch.cuda.get_device_properties(keys.device).multi_processor_count
-        most = processors * keys.shape[2]
-        self._arrived = torch.zeros(most, dtype=torch.int32, device=keys.device)
-        self._shares = dict[int, int]()  # by the number of rows
+        self._shares = dict[int, tuple[int, Tensor]]()  # of so many rows; what has arrived of each
         self._now: tuple[Meta, DeviceMeta] | None = None
 
     def prepare(self, meta: Meta) -> None:
         """See ``attention.base.Attention``."""
         assert (meta.lengths == 1).all(), "decode steps alone"
         self._now = meta, device_meta(meta)
-        rows = len(self._now[1].ends)
+        rows, keys = len(self._now[1].ends), self._pool.keys[0]
         if rows not in self._shares:
-            most = int(self._most_shares(self._pool.keys[0], rows))
-            even = most - most % rows  # a few less, if rows of the same length are not cut then
-            self._shares[rows] = even if even >= 0.9 * most else most
+            most = int(self._most_shares(keys, rows))
+            if most == 0:
+                raise ValueError(
+                    f"decode attention in CUDA has no room for {rows} rows in a block's shared "
+                    "memory; lower max_running, or use attention='triton'"
+                )
+            shares = equal_shares(most, rows)
+            arrived = torch.zeros(shares * keys.shape[2], dtype=torch.int32, device=keys.device)
+            self._shares[rows] = shares, arrived
 
     def capture(self, meta: Meta, heads: int) -> Replan:
         """See ``Capturable``. The kernel reads all lengths on the device."""
         self.prepare(meta)
-        return _nothing
+        return no_plan
 
     def captured(self) -> None:
         """See ``Capturable``."""
@@ -62,7 +74,7 @@ class CudaAttention:
         """See ``attention.base.Attention``."""
         assert self._now is not None, "prepare comes before attend"
         (meta, device), (rows, heads, dim) = self._now, q.shape
-        shares, out = self._shares[rows], q.new_empty(rows, heads * dim)
+        (shares, arrived), out = self._shares[rows], q.new_empty(rows, heads * dim)
         self._attend(
             q if q.stride(1) == dim else q.contiguous(),
             self._pool.keys[layer],
@@ -70,14 +82,10 @@ class CudaAttention:
             meta.pages,
             device.ends,
             out,
-            torch.empty(2 * shares, heads, dim, device=q.device),
-            torch.empty(2 * shares, heads, device=q.device),
-            self._arrived,
+            torch.empty(2 * shares, heads, dim, dtype=torch.float32, device=q.device),
+            torch.empty(2 * shares, heads, dtype=torch.float32, device=q.device),
+            arrived,
             (self._windows[layer] if self._windows else None) or 0,
             shares,
         )
         return out
-
-
-def _nothing(ends: Ints) -> None:
-    """No plan is made on the host."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from minisgl.attention.base import DeviceMeta, Ints, Meta, Pool, Replan, device_meta
+from minisgl.attention.base import DeviceMeta, Meta, Pool, Replan, device_meta, no_plan
 
 
 class FlashAttention:
@@ -30,7 +30,7 @@ class FlashAttention:
     def capture(self, meta: Meta, heads: int) -> Replan:
         """See ``Capturable``. The kernel reads all lengths on the device."""
         self._keep(meta, device_meta(meta), 1)
-        return _nothing
+        return no_plan
 
     def captured(self) -> None:
         """See ``Capturable``."""
@@ -56,7 +56,3 @@ class FlashAttention:
 
     def _keep(self, meta: Meta, device: DeviceMeta, longest: int) -> None:
         self._meta, self._longest = meta._replace(device=device), longest
-
-
-def _nothing(ends: Ints) -> None:
-    """No plan is made on the host."""

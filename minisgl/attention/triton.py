@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from minisgl.attention.base import Ints, Meta, Pool, Replan, device_meta
+from minisgl.attention.base import Meta, Pool, Replan, device_meta, equal_shares, no_plan
 
 _PROMPT_LINES: Final = 64
 _LEAST_LINES: Final = 16  # of a tensor core's product
@@ -59,7 +59,7 @@ class TritonAttention:
     def capture(self, meta: Meta, heads: int) -> Replan:
         """See ``Capturable``. The kernels read all lengths on the device."""
         self.prepare(meta)
-        return _nothing
+        return no_plan
 
     def captured(self) -> None:
         """See ``Capturable``."""
@@ -87,12 +87,12 @@ class TritonAttention:
         }
         pages, ends, first = meta.pages, meta.device.ends, meta.device.first
         if self._longest == 1:
-            shares = _shares(len(self._arrived) // self._kv_heads, rows)
+            shares = equal_shares(len(self._arrived) // self._kv_heads, rows)
             self._kernels.attend_newest[(self._kv_heads, shares)](
                 q,
                 out,
-                torch.empty(2 * shares, heads, dim, device=q.device),
-                torch.empty(2 * shares, heads, device=q.device),
+                torch.empty(2 * shares, heads, dim, dtype=torch.float32, device=q.device),
+                torch.empty(2 * shares, heads, dtype=torch.float32, device=q.device),
                 self._arrived,
                 keys,
                 values,
@@ -124,13 +124,3 @@ class TritonAttention:
             **constants,
         )
         return out
-
-
-def _shares(most: int, rows: int) -> int:
-    """As many as fit, or a few less, so that rows of the same length are not cut across."""
-    even = most - most % rows
-    return even if even >= 0.9 * most else most
-
-
-def _nothing(ends: Ints) -> None:
-    """No plan is made on the host."""

@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any, Final
 
-from minisgl.bench import gpu, gpu_awq, host, screen, table, work
+from minisgl.bench import files, gpu, gpu_awq, host, screen, table, work
 from minisgl.bench.limits import Machine, limit, machine
 from minisgl.bench.measure import Result, in_turn, ratios
 from minisgl.bench.recording import recording
@@ -50,7 +50,7 @@ def run(
         raise ValueError("--table is for the parts gpu and awq")
     for path in (to, figures):
         if path is not None:
-            work.check_writable(path)
+            files.check_writable(path)
     lines: list[Line] = []
     about = machine_line()
     yield about
@@ -60,7 +60,7 @@ def run(
         for line in measure(quick):
             lines.append({"part": part} | line)
             if to is not None:  # after every line: a run of minutes may be killed
-                to.write_text(json.dumps({"about": about, "lines": lines}, indent=1))
+                files.write_whole(to, json.dumps({"about": about, "lines": lines}, indent=1))
             if figures is not None and part in table.PARTS:
                 table.write(figures, lines, date.today())
             yield _text(line)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+
+from minisgl.bench.files import write_whole
 
 PARTS: Final = ("gpu", "awq")  # of the benchmark, that a table has rows of
 H200: Final = Path(__file__).parent / "data" / "gpu_h200.csv"
@@ -63,13 +66,14 @@ def write(path: Path, lines: Iterable[Mapping[str, Any]], day: date) -> None:
     if gpu is None:
         raise ValueError(f"no table is written to {path}: no GPU was measured")
     about = f"One {gpu['gpu']}, {day}, torch {gpu['torch']}, bfloat16, random weights"
-    with path.open("w", encoding="utf-8", newline="") as file:
-        parts = " ".join(dict.fromkeys(line["part"] for line in lines))
-        file.write(f"# {about}; minisgl bench {parts}\n# Notes: minisgl/bench/RESULTS.md\n")
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(Measured._fields)
-        for row in _rows(lines):
-            table.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in row)
+    parts = " ".join(dict.fromkeys(line["part"] for line in lines))
+    text = io.StringIO()
+    text.write(f"# {about}; minisgl bench {parts}\n# Notes: minisgl/bench/RESULTS.md\n")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Measured._fields)
+    for row in _rows(lines):
+        table.writerow(f"{x:.4g}" if isinstance(x, float) else x for x in row)
+    write_whole(path, text.getvalue())
 
 
 def _rows(lines: Iterable[Mapping[str, Any]]) -> Iterator[Measured]:

@@ -15,7 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from minisgl.bench.work import Work, check_writable, equal
+from minisgl.bench.files import check_writable, write_whole
+from minisgl.bench.work import Work, equal
 from minisgl.build import load
 from minisgl.core import (
     Batch,
@@ -153,7 +154,7 @@ def record(path: Path) -> Iterator[str]:
                 arms.append({"toggles": toggles, "plain": plain, "profiled": profiled})
                 yield f"{arm.name}: {1e3 * per_step(arm.plain):.3f} ms per decode step"
     made = {"format": _FORMAT, "about": about, "names": names, "arms": arms}
-    path.write_text(json.dumps(made, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(made, separators=(",", ":")) + "\n")
     yield f"written: {path}, {path.stat().st_size:,} bytes"
 
 

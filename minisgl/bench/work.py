@@ -50,12 +50,6 @@ class Work(NamedTuple):
         return sum(asked.num_tokens for asked in self.requests)
 
 
-def check_writable(path: Path) -> None:
-    """Raise ValueError for a folder that is not there: now, rather than when all is measured."""
-    if not path.parent.is_dir():
-        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
-
-
 def write(shape: dict[str, Any], folder: Path, dtype: str = "float32") -> Path:
     """A Qwen3 checkpoint with random weights, always the same; once written it is kept."""
     import torch

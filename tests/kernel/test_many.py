@@ -143,6 +143,7 @@ def test_the_product_is_that_of_the_numbers_however_it_is_shared(
     bias = torch.randn(rows).to(dtype) if biased else None
     around = torch.full((tokens + 4, outputs * 8), -7.0).to(dtype)
     gpu["emulate"](seed, *eager)
+    gpu["late"](x)
     gpu["multiply"](x, weight, bias, around[2:-2], gated, *shared)
     exact = x.double() @ weight.double().t() + (0 if bias is None else bias.double())
     if gated:

@@ -1,5 +1,6 @@
-// Attention of decode steps, as functions that Python calls. See decode.cuh for how, and
-// attention/cuda.py, which checks what it hands over.
+// Attention of decode steps, as functions that Python calls. See decode.cuh for how.
+#include <algorithm>
+
 #include "decode.cuh"
 #include "host.cuh"
 
@@ -29,32 +30,35 @@ void with_sizes(DLDataType type, int64_t dim, F run) {
     }
 }
 
-// Key heads of a block. Few rows are cut into fewer shares, each of fewer heads, so that less has
-// to be merged.
-int heads_of(int64_t kv_heads, int64_t rows) {
-    int heads = rows <= 4 ? 2 : rows <= 64 ? 4 : decode::kMostHeads;
-    while (kv_heads % heads != 0) --heads;
-    return heads;
-}
+// Key heads of a block, and tiles that are there or on their way, two at least.
+struct Shape {
+    int heads, stages;
+};
 
-// Tiles that are there or on their way, two at least; 0: not even they fit.
-int stages_of(int heads, int64_t dim, int64_t rows, int device) {
-    for (int stages = decode::kMostStages; stages >= 2; --stages) {
-        const decode::Places at(heads, static_cast<int>(dim), stages, static_cast<int>(rows));
-        if (stages > 2 && at.full > decode::kRing) continue;
-        if (at.end <= shared_limits(device).block) return stages;
+// Few rows are cut into fewer shares, each of fewer heads, so that less has to be merged. No heads:
+// so many rows are too many for a block's shared memory.
+Shape shape_for(int64_t kv_heads, int64_t dim, int64_t rows, int device) {
+    int heads = rows <= 4 ? 2 : rows <= 64 ? 4 : decode::kMostHeads;
+    for (; heads > 0; --heads) {
+        if (kv_heads % heads != 0) continue;
+        for (int stages = decode::kMostStages; stages >= 2; --stages) {
+            const decode::Places at(heads, static_cast<int>(dim), stages, static_cast<int>(rows));
+            if (at.full > decode::kRing) continue;
+            if (at.end <= shared_limits(device).block) return {heads, stages};
+        }
     }
-    return 0;
+    return {0, 0};
 }
 
 // The most shares that all keys of a key head may be cut into; 0: not for such keys or so many
 // rows. keys: as for attend.
 int64_t shares(TensorView keys, int64_t rows) {
-    const int device = keys.device().device_id, heads = heads_of(keys.size(2), rows);
-    const int64_t size = keys.size(1), dim = keys.size(3);
+    const int device = keys.device().device_id;
+    const int64_t size = keys.size(1), kv_heads = keys.size(2), dim = keys.size(3);
     if (size % decode::kKeys != 0 || (dim != 64 && dim != 128)) return 0;
-    if (stages_of(heads, dim, rows, device) == 0) return 0;
-    return std::max<int64_t>(processors(device) / (keys.size(2) / heads), 1);
+    const Shape shape = shape_for(kv_heads, dim, rows, device);
+    if (shape.heads == 0) return 0;
+    return std::max<int64_t>(processors(device) / (kv_heads / shape.heads), 1);
 }
 
 // q: (rows, query heads, dim), a row's heads one after the other; keys, values: (pages, page_size,
@@ -66,6 +70,16 @@ void attend(TensorView q, TensorView keys, TensorView values, TensorView pages, 
             int64_t shares) {
     const int64_t rows = q.size(0), heads = q.size(1), kv_heads = keys.size(2), dim = keys.size(3);
     const int64_t group = heads / kv_heads, positions = keys.size(0) * keys.size(1);
+    auto dense = [](const TensorView& x, DLDataType type) {
+        return x.dtype() == type && x.IsContiguous();
+    };
+    const DLDataType real = {kDLFloat, 32, 1}, whole = {kDLInt, 32, 1};
+    TVM_FFI_ICHECK(dense(keys, q.dtype()) && dense(values, q.dtype()) && dense(out, q.dtype()) &&
+                   values.numel() == keys.numel())
+        << "keys, values and results that are not contiguous and of the queries' type";
+    TVM_FFI_ICHECK(dense(ends, whole) && dense(arrived, whole) && dense(parts, real) &&
+                   dense(sums, real) && pages.dtype() == whole && pages.stride(1) == 1)
+        << "lengths, pages or scratch that are not contiguous, in int32 and float32";
     TVM_FFI_ICHECK(rows > 0 && ends.size(0) == rows && pages.size(0) == rows &&
                    out.size(0) == rows && out.size(1) == heads * dim)
         << rows << " rows do not fit";
@@ -81,9 +95,9 @@ void attend(TensorView q, TensorView keys, TensorView values, TensorView pages, 
     with_sizes(q.dtype(), dim, [&](auto number, auto kernel) {
         using T = decltype(number);
         decode::Step<T> step = {};
-        step.heads = heads_of(kv_heads, rows);
-        step.stages = stages_of(step.heads, dim, rows, q.device().device_id);
-        TVM_FFI_ICHECK(step.stages > 0) << "too little shared memory for " << rows << " rows";
+        const Shape shape = shape_for(kv_heads, dim, rows, q.device().device_id);
+        TVM_FFI_ICHECK(shape.heads > 0) << "too little shared memory for " << rows << " rows";
+        step.heads = shape.heads, step.stages = shape.stages;
         const int boxes = step.heads * static_cast<int>(dim / 64);
         step.keys = in_rows_of_boxes(keys, positions, kv_heads * dim, decode::kKeys, boxes);
         step.values = in_rows_of_boxes(values, positions, kv_heads * dim, decode::kKeys, boxes);
@@ -100,7 +114,7 @@ void attend(TensorView q, TensorView keys, TensorView values, TensorView pages, 
         const decode::Places at(step.heads, static_cast<int>(dim), step.stages, step.rows);
         allow_shared(kernel, at.end);
         launch_with(at.end, "attention of a decode step", kernel, shares * (kv_heads / step.heads),
-                    (std::max(step.heads, 1) + 1) * kWarp, stream_of(q), step);
+                    (step.heads + 1) * kWarp, stream_of(q), step);
     });
 }
 

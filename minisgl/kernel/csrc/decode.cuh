@@ -3,11 +3,16 @@
 //
 // Such a step reads keys and values once and computes little with them, so what counts is that
 // memory is read at its full rate from the first moment to the last. The tiles of 16 keys of all
-// rows, one after the other, are cut into equal shares, one for each block. One of its warps has
-// tiles copied, of several key heads at once, always as far ahead as there is room, over the
-// borders of rows; each other warp attends for one key head. Older keys are written by nobody in
-// this step, so the first of them come while the kernel ahead, which stores the newest, still runs.
-// Rows that lie in several shares leave parts, which whoever is the last to leave one merges.
+// rows, one after the other, are cut into equal shares; a block attends to one of them for some of
+// the key heads. One of its warps has tiles copied, of all these heads at once, always as far ahead
+// as there is room, over the borders of rows; each other warp attends for one key head. Rows that
+// lie in several shares leave parts, which whoever is the last to leave one merges.
+//
+// Older keys are written by nobody in this step, so the first of them come while the kernel ahead,
+// which stores the newest, still runs. That may have begun before the ones ahead of it ended, as
+// this one may: where rows end, their pages and their older keys must be there when the model
+// begins, and some kernel between that and the first layer must start late, as the lookup of
+// embeddings does.
 //
 // Scores are (keys x dim) (dim x heads), the result is (dim x keys) (keys x heads): the few query
 // heads of a key head are the narrow side of a tensor core's product, and a head's highest score
@@ -16,19 +21,18 @@
 // Sources: Dao 2023 (FlashAttention-2), sec. 3; Dao et al. 2023 (Flash-Decoding); Osama et al. 2023
 // (Stream-K); Milakov and Gimelshein 2018 (online softmax).
 #pragma once
-#include <algorithm>
 #include <cmath>
 #include <type_traits>
 
 #include "boxes.cuh"
-#include "rows.cuh"
+#include "tensor_core.cuh"
 
 namespace decode {
 
 constexpr int kKeys = 16;       // of a tile
 constexpr int kMostGroup = 8;   // query heads of a key head
 constexpr int kMostHeads = 8;   // key heads of a block
-constexpr int kLeastTiles = 2;  // of a share, for every share costs a part
+constexpr int kLeastTiles = 2;  // of a share, on average at least, for every share costs a part
 constexpr int kMostStages = 8;
 constexpr int kRing = 128 << 10;  // bytes of tiles, at most: the kernels around this need some, too
 constexpr int kBox = kKeys * 128;  // bytes: a tile's keys, 64 numbers of them
@@ -37,7 +41,7 @@ template <typename T>
 struct Step {
     TensorMap keys, values;       // (positions, kv_heads * dim), in boxes of kKeys rows
     const T* q;                   // (rows, query heads, dim)
-    const int32_t *pages, *ends;  // (rows, width); (rows,)
+    const int32_t *pages, *ends;  // (rows, width); (rows,), each of at least 1
     T* out;                       // (rows, query heads, dim)
     float *parts, *sums;          // (2 * shares, query heads, dim); (2 * shares, query heads)
     int* arrived;                 // (shares, kv_heads), zeros before and after
@@ -322,7 +326,9 @@ class Worker {
         int* const sign = step_.arrived + from * step_.kv_heads + head_;
         int before = 0;
         if (lane_ == 0) before = arrive(sign);
-        if (from_lane(before, 0) < to - from) return;
+        before = from_lane(before, 0);
+        __syncwarp();  // what that lane has seen, all have
+        if (before < to - from) return;
         if (lane_ == 0) *sign = 0;
         if (group <= 2) {
             merge<2, 8>(from, to, 0);

@@ -42,6 +42,10 @@ inline void copy_box(void* shared, const TensorMap& map, int column, int row, Ar
         machine.problem = "a box that has no place in shared memory";
         return;
     }
+    for (int64_t at = row; at < std::min(row + int64_t{map.box_rows}, map.rows); ++at) {
+        const int64_t left = std::min<int64_t>(map.columns - column, 64);
+        check_waited(map.first + (at * map.columns + column) * 2, left * 2);
+    }
     copy_to(at, bytes, [=] {
         for (int i = 0; i < map.box_rows * 8; ++i) {
             const int above = i / 8, piece = i % 8;

@@ -59,6 +59,7 @@ inline void copy_bulk(void* shared, const void* global, int bytes, Arrival* at) 
     using namespace emulated;
     const auto to = static_cast<unsigned char*>(shared) - shared_memory();
     if (!known(global, bytes)) return;
+    check_waited(global, bytes);
     if (to < 0 || to + bytes > static_cast<long>(kShared)) {
         machine.problem = "a copy to outside of shared memory";
     }

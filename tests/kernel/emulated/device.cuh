@@ -141,7 +141,7 @@ struct Thread {
     std::vector<bool*> hidden;  // marks of what it wrote
     std::vector<std::function<void()>> open_products;
     std::deque<std::vector<std::function<void()>>> products;
-    bool begun = false, done = false;
+    bool begun = false, done = false, waited = false;  // for what the kernel ahead makes
 };
 
 struct Machine {
@@ -159,6 +159,7 @@ struct Machine {
     bool eager_copies = false, eager_products = false, warpgroups = false;
     std::string problem;
     std::vector<std::pair<const char*, size_t>> buffers, kept;  // of one launch, of all
+    std::vector<std::pair<const char*, size_t>> late;           // that the kernel ahead makes
     std::function<void()> body;
 };
 
@@ -212,6 +213,16 @@ inline bool known(const void* from, size_t bytes) {
     return false;
 }
 
+// A copy of these bytes begins.
+inline void check_waited(const void* from, size_t bytes) {
+    const char* at = static_cast<const char*>(from);
+    for (const auto& [start, size] : machine.late) {
+        if (at < start + size && at + bytes > start && !me().waited) {
+            machine.problem = "a copy of what the kernel ahead may not have made yet";
+        }
+    }
+}
+
 inline Lane* lanes_of_warp() {
     return &machine.lanes[machine.current / kWarp * kWarp];
 }
@@ -232,7 +243,9 @@ inline unsigned char* emulated::shared_memory() {
     return &machine.shared[rank() * kShared];
 }
 
-inline void wait_for_inputs() {}
+inline void wait_for_inputs() {
+    emulated::me().waited = true;
+}
 inline void let_next_start() {}
 inline void __syncthreads() {
     emulated::wait_at(emulated::machine.blocks[emulated::rank()]);

@@ -117,8 +117,16 @@ T* pointer_or_null(const Optional<TensorView>& x) {
 inline void emulate(int64_t seed, bool copies, bool products) {
     emulated::machine.seed = static_cast<uint32_t>(seed);
     emulated::machine.eager_copies = copies, emulated::machine.eager_products = products;
+    emulated::machine.late.clear();
 }
 TVM_FFI_DLL_EXPORT_TYPED_FUNC(emulate, emulate);
+
+// A tensor that the kernel ahead makes: until the next `emulate`, nothing of it may be copied by
+// who has not waited for that kernel.
+inline void late(TensorView x) {
+    emulated::machine.late.push_back(bytes_of(x));
+}
+TVM_FFI_DLL_EXPORT_TYPED_FUNC(late, late);
 
 // Whether it is a GPU with products of warpgroups.
 inline void emulate_warpgroups(bool has) {

@@ -1,0 +1,19 @@
+"""Files that a benchmark leaves."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def check_writable(path: Path) -> None:
+    """Raise ValueError for a folder that is not there: now, rather than when all is measured."""
+    if not path.parent.is_dir():
+        raise ValueError(f"cannot write {path}: there is no folder {path.parent}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Whole or not at all: who is killed meanwhile leaves the file as it was."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8", newline="")
+    os.replace(part, path)
