@@ -14,7 +14,7 @@ from minisgl.engine.engine import Engine
 
 pytestmark = pytest.mark.gpu
 ASK = SamplingParams(max_tokens=200, ignore_eos=True)
-ATTENTION = ["fa3", "flashinfer", "fa3,triton", "flashinfer,triton", "fa3,cuda"]
+ATTENTION = ["fa3", "flashinfer", "fa3,triton", "flashinfer,triton", "fa3,cuda", "flashinfer,cuda"]
 
 
 def load(**toggles: Any) -> Engine:

@@ -103,7 +103,11 @@ def test_attention_equals_the_oracle(
 
 @pytest.mark.parametrize("ends", [[1], [2000], [500, 17, 1023, 16], [521] * 16, [*range(1, 300)]])
 @pytest.mark.parametrize("page_size", [16, 64])
-@pytest.mark.parametrize("shape", [(4, 2, 64), (16, 8, 128), (40, 8, 128), (9, 9, 128)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(4, 2, 64), (16, 8, 128), (40, 8, 128), (9, 9, 128), (8, 1, 128), (64, 8, 128)],
+    ids=str,
+)
 @pytest.mark.parametrize("window", [None, 100])
 def test_decode_attention_in_cuda_equals_the_oracle(
     ends: list[int], page_size: int, shape: tuple[int, int, int], window: int | None
