@@ -179,6 +179,21 @@ def test_the_backend_equals_the_oracle(gpu: Any, window: int | None) -> None:
     torch.testing.assert_close(fast[:3], slow, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("keys", "queries' type"), ("values", "queries' type"), ("table", "int32"), ("ends", "int32")],
+)
+def test_tensors_of_another_type_are_refused(gpu: Any, name: str, says: str) -> None:
+    rows = Rows([5], 16, 1, 64, torch.bfloat16)
+    setattr(rows, name, getattr(rows, name).double())
+    with pytest.raises(RuntimeError, match=says):
+        gpu["attend"](
+            *(torch.ones(1, 1, 64).bfloat16(), rows.keys, rows.values, rows.table, rows.ends),
+            *(torch.empty(1, 64).bfloat16(), torch.empty(2, 1, 64), torch.empty(2, 1)),
+            *(torch.zeros(1, dtype=torch.int32), 0, 1),
+        )
+
+
 def test_what_the_kernel_does_not_take_is_named(gpu: Any) -> None:
     device = torch.device("cpu")
 
