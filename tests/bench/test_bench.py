@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -67,6 +68,18 @@ def test_a_table_is_of_a_gpu(tmp_path: Path) -> None:
         list(report.run(("cpu",), figures=tmp_path / "gpu.csv"))
     with pytest.raises(ValueError, match="cannot write .*no/gpu.csv: there is no folder .*no"):
         list(report.run(("gpu",), figures=tmp_path / "no" / "gpu.csv"))
+
+
+def test_only_files_are_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=f"cannot write {tmp_path}: it is there and no file"):
+        list(report.run(("host",), to=tmp_path))
+    os.mkfifo(tmp_path / "device")
+    with pytest.raises(ValueError, match="cannot write .*/device: it is there and no file"):
+        list(report.run(("host",), to=tmp_path / "device"))
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    monkeypatch.setitem(report.PARTS, "host", lambda _: iter([{"what": "x"}]))
+    list(report.run(("host",), to=tmp_path / "link"))
+    assert (tmp_path / "link").is_symlink() and "x" in (tmp_path / "file").read_text()
 
 
 def test_a_run_that_is_killed_leaves_what_it_has(
