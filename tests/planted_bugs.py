@@ -682,8 +682,8 @@ BUGS += [
     Bug(
         "decode attention of many rows and heads asks for more memory than a block has",
         "minisgl/kernel/csrc/decode.cu",
-        "if (at.end <= shared_limits(device).block) return",
-        "return",
+        "&& at.end <= most) return",
+        ") return",
         DECODE_STEPS,
     ),
     Bug(

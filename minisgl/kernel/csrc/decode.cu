@@ -38,13 +38,13 @@ struct Shape {
 // Few rows are cut into fewer shares, each of fewer heads, so that less has to be merged. No heads:
 // so many rows are too many for a block's shared memory.
 Shape shape_for(int64_t kv_heads, int64_t dim, int64_t rows, int device) {
+    const int most = shared_limits(device).block;
     int heads = rows <= 4 ? 2 : rows <= 64 ? 4 : decode::kMostHeads;
     for (; heads > 0; --heads) {
         if (kv_heads % heads != 0) continue;
         for (int stages = decode::kMostStages; stages >= 2; --stages) {
             const decode::Places at(heads, static_cast<int>(dim), stages, static_cast<int>(rows));
-            if (at.full > decode::kRing) continue;
-            if (at.end <= shared_limits(device).block) return {heads, stages};
+            if (at.full <= decode::kRing && at.end <= most) return {heads, stages};
         }
     }
     return {0, 0};
